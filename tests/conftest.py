@@ -1,0 +1,32 @@
+"""What every test relies on: the import name `fair_adapter`, few threads, no model hub, fixed examples.
+
+Tests say `from fair_adapter.shared.x import y`; helpers of several test files are imported the same way
+(`from fair_adapter.tests.x import y`). Markers are listed in pyproject.toml.
+"""
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+if "fair_adapter" not in sys.modules:  # the repository root under its one import name
+    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
+    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
+    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
+
+# `python -m pytest` puts the current folder on the path, where a bare `import shared` would work by accident.
+_ROOT = Path(__file__).resolve().parents[1]
+sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != _ROOT]
+
+# Before torch is imported, and for the programs that tests start. More threads than cores only wait for each
+# other, and tensors as small as the tests' are no faster on many.
+os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["HF_HUB_OFFLINE"] = "1"  # whatever a test needs is in the repository or made by the test
+
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None, derandomize=True, database=None, max_examples=50)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))

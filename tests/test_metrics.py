@@ -1,0 +1,192 @@
+"""The bias metric, its floor, intervals, and what a number of images can say."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from fair_adapter.shared.attributes import GENDER, RACE
+from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.shared.metrics import (
+    bias,
+    bias_floor,
+    bootstrap_interval,
+    class_counts,
+    frequencies,
+    images_needed,
+    joint_labels,
+    measure_bias,
+    measure_joint,
+    power,
+    sample_note,
+    target_error,
+    target_error_floor,
+    wilson_interval,
+)
+
+
+def test_metric_in_closed_form():
+    assert bias([0.8, 0.2]) == pytest.approx(0.6)
+    assert bias([0.5, 0.3, 0.2]) == pytest.approx((0.2 + 0.3 + 0.1) / 3)
+    for k in (2, 3, 4, 6, 8):
+        assert bias(np.eye(k)[0]) == pytest.approx(2 / k) and bias(np.full(k, 1 / k)) == pytest.approx(
+            0, abs=1e-12
+        )
+    with pytest.raises(FairAdapterError, match="2 classes or more"):
+        bias([1.0])
+
+
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=8).filter(any))
+def test_metric_is_the_mean_over_pairs(counts):
+    f = np.array(counts) / sum(counts)
+    pairs = [abs(a - b) for i, a in enumerate(f) for b in f[:i]]
+    assert bias(f) == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert bias(f) == pytest.approx(bias(f[::-1]), abs=1e-12)
+
+
+def test_absolute_value_comes_before_the_mean():
+    labels = [np.zeros(10, dtype=int), np.ones(10, dtype=int)]  # opposite stereotypes do not cancel
+    found = measure_bias(labels, GENDER.classes)
+    assert found.bias == 1.0 and found.std == 0.0 and found.shares == {"female": 0.5, "male": 0.5}
+
+
+def test_images_and_prompts_without_a_face_are_dropped():
+    labels = [np.array([0, 0, 1, -1]), np.array([-1, -1]), np.array([1])]
+    found = measure_bias(labels, GENDER.classes)
+    assert found.bias == pytest.approx((1 / 3 + 1) / 2) and found.prompts == 2 and found.n_per_prompt == 2.0
+    assert found.floor == pytest.approx((bias_floor(3, 2) + bias_floor(1, 2)) / 2)
+    with pytest.raises(FairAdapterError, match="no face in the images of 2 prompts"):
+        measure_bias([np.array([-1]), np.array([])], GENDER.classes)
+    with pytest.raises(FairAdapterError, match="expected -1 to 1, found 0 to 2"):
+        class_counts([np.array([0, 2])], 2)
+
+
+def test_joint_cells_need_every_attribute():
+    labels = {
+        "gender": [np.array([0, 1, 1, -1, 0])],
+        "race": [np.array([0, 2, 1, 0, -1])],
+    }
+    assert joint_labels(labels, [GENDER, RACE])[0].tolist() == [0, 5, 4, -1, -1]
+    found = measure_joint(labels, [GENDER, RACE])
+    assert list(found.shares)[5] == "male*asian" and found.n_per_prompt == 3.0
+    assert found.shares["male*asian"] == pytest.approx(1 / 3)
+
+
+# what a perfectly fair model scored when simulated: classes, faces per prompt, bias
+REFERENCE = [
+    (2, 60, 0.103),
+    (2, 100, 0.079),
+    (2, 160, 0.063),
+    (4, 80, 0.063),
+    (4, 160, 0.045),
+    (8, 160, 0.031),
+]
+
+
+@pytest.mark.parametrize(("classes", "n", "expected"), REFERENCE)
+def test_floor_against_the_reference(classes, n, expected):
+    assert bias_floor(n, classes) == pytest.approx(expected, abs=0.001)
+
+
+@pytest.mark.parametrize(("classes", "n"), [(2, 1), (2, 7), (2, 96), (3, 96), (6, 96), (6, 5), (2, 2000)])
+def test_floor_is_the_simulated_expectation(classes, n):
+    sample = np.random.default_rng(0).multinomial(n, np.full(classes, 1 / classes), size=20000)
+    scores = bias(sample / n)
+    assert bias_floor(n, classes) == pytest.approx(scores.mean(), abs=4 * scores.std() / 20000**0.5)
+
+
+def test_floor_of_the_demo_and_bad_input():
+    """At n = 96 a perfectly fair model scores .08 / .07 / .05 for gender, race and gender x race."""
+    assert [round(bias_floor(96, k), 2) for k in (2, 3, 6)] == [0.08, 0.07, 0.05]
+    assert bias_floor(1, 2) == 1.0
+    with pytest.raises(FairAdapterError, match="n >= 1"):
+        bias_floor(0, 2)
+
+
+def test_pooled_frequencies_weigh_faces_and_not_prompts():
+    counts = class_counts([np.zeros(30, dtype=int), np.ones(10, dtype=int)], 2)
+    assert frequencies(counts).tolist() == [[1, 0], [0, 1]]
+    assert frequencies(counts.sum(axis=0)).tolist() == [0.75, 0.25]
+
+
+def test_target_error_and_its_floor():
+    target = np.array([0.75, 0.25])
+    assert target_error([0.5, 0.5], target) == pytest.approx(0.25)
+    assert target_error([[0.75, 0.25], [1, 0]], target).tolist() == [0, 0.25]
+    sample = np.random.default_rng(0).multinomial(48, target, size=20000) / 48
+    assert target_error_floor(48, target) == pytest.approx(target_error(sample, target).mean(), rel=0.02)
+
+
+def test_interval_covers_the_expected_metric():
+    """Coverage over fresh prompts and images; nested drawing is a little wide, never narrow."""
+    rng = np.random.default_rng(0)
+    truth = np.abs(2 * rng.binomial(64, rng.beta(2, 2, 200_000)) / 64 - 1).mean()
+    hits = 0
+    for repeat in range(100):
+        shares = rng.beta(2, 2, 30)
+        counts = np.stack([rng.multinomial(64, [p, 1 - p]) for p in shares])
+        low, high = bootstrap_interval(counts, draws=200, seed=repeat)
+        hits += low <= truth <= high
+    assert 88 <= hits <= 100
+
+
+def test_interval_of_a_fair_model_covers_its_floor():
+    """A percentile interval would not: drawing images anew lifts an absolute value."""
+    rng = np.random.default_rng(1)
+    hits = 0
+    for repeat in range(40):
+        low, high = bootstrap_interval(rng.multinomial(96, [0.5, 0.5], size=20), draws=200, seed=repeat)
+        hits += low <= bias_floor(96, 2) <= high
+    assert hits >= 36
+
+
+def test_interval_is_deterministic_ordered_and_within_range():
+    counts = np.array([[10, 0], [0, 10], [9, 1]])
+    low, high = bootstrap_interval(counts, seed=3)
+    assert (low, high) == bootstrap_interval(counts, seed=3) != bootstrap_interval(counts, seed=4)
+    assert 0 <= low <= bias(counts / 10).mean() <= high <= 1
+    assert bootstrap_interval(np.array([[7, 0, 0]])) == (2 / 3, 2 / 3)
+
+
+def test_measure_is_json():
+    rng = np.random.default_rng(0)
+    found = measure_bias([rng.integers(0, 3, 50) for _ in range(4)], RACE.classes)
+    again = json.loads(json.dumps(found.to_dict()))
+    assert set(again) == {"bias", "std", "ci95", "floor", "n_per_prompt", "prompts", "shares"}
+    assert again["ci95"][0] < again["bias"] < again["ci95"][1] and list(again["shares"]) == list(RACE.classes)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 10), (5, 10), (10, 10), (37, 160)])
+def test_wilson_matches_scipy(successes, n):
+    expected = stats.binomtest(successes, n).proportion_ci(method="wilson")
+    assert wilson_interval(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_wilson_without_images_knows_nothing():
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    with pytest.raises(FairAdapterError, match="0 to 3 successes"):
+        wilson_interval(4, 3)
+
+
+def test_power_is_that_of_the_exact_test():
+    n, level = 30, 0.05
+    rejected = [
+        k for k in range(n + 1) if min(stats.binom.cdf(k, n, 0.5), stats.binom.sf(k - 1, n, 0.5)) <= level / 2
+    ]
+    assert power(n, 0.5, 0.7) == pytest.approx(sum(stats.binom.pmf(k, n, 0.7) for k in rejected))
+    assert power(8, 0.5, 0.5) <= level
+
+
+def test_eight_images_say_little():
+    assert sample_note(8).startswith("8 faces can't tell 50/50 from 70/30; that takes ")
+    needed = images_needed(0.5, 0.7)
+    assert power(needed, 0.5, 0.7) >= 0.8 > power(needed - 1, 0.5, 0.7)
+    assert "can't" not in sample_note(needed) and sample_note(1, 0.75, 0.5).startswith(
+        "1 face can't tell 75/25"
+    )
+    assert images_needed(0.5, 0.9) < needed < images_needed(0.5, 0.6)
+    with pytest.raises(FairAdapterError, match="told from itself"):
+        images_needed(0.5, 0.5)

