@@ -83,7 +83,7 @@ def draw_shares(shares: Sequence[ClassShare], width: int, size: int = 14, dark: 
         draw_text(
             panel, (left - size // 2, middle), fit_text(share.label, size, label_width), size, ink, "rm"
         )
-        fill(panel, (left, y + 2, right, y + row - 2), rule)
+        outline(panel, (left, y + 2, right, y + row - 2), rule, 1)
         _draw_share(panel, share, (left, y + 2, right, y + row - 2), ink, paper, max(2, size // 6))
         draw_text(panel, (width - margin, middle), f"{100 * share.share:.0f}%", size, ink, "rm")
         y += row
@@ -104,6 +104,7 @@ def _draw_share(
         return left + round((right - left) * value)
 
     fill(panel, (left, top, at(share.share), bottom), share.colour)
+    outline(panel, (left, top, at(share.share), bottom), ink, 1, 0.35)
     middle, thin = (top + bottom) // 2, max(1, line // 2)
     low, high, cap = at(share.low), at(share.high), max(2, (bottom - top) // 6)
     fill(panel, (low - thin, middle - cap - thin, high + thin, middle + cap + thin), paper, 0.55)

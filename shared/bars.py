@@ -2,9 +2,9 @@
 
 Beside every face stands one bar for each attribute, gender first, race second, age third. Its colour is
 the class, its height the confidence. A reading below the threshold is hatched and marked "?"; an image
-without a face says so. Colours are Okabe and Ito's, which colour-blind people tell apart ("Color Universal
-Design", 2008), and no class has the colour of another attribute's. They name what a net perceives, never
-who somebody is.
+without a face says so. Colours are Okabe and Ito's ("Color Universal Design", 2008), dealt out so that the classes of
+one attribute are as far apart as possible for colour-blind eyes too; no class has the colour of another
+attribute's. They name what a net perceives, never who somebody is.
 
 Host-free: PIL images in, new PIL images out. `shared/bar_grid.py` draws batches, shares and legends.
 """
@@ -25,13 +25,13 @@ CERTAIN = 0.7  # least probability of the likeliest class that counts as a readi
 ORDER = ("gender", "race", "age")
 PALETTE: dict[tuple[str, str], Colour] = {
     ("gender", "female"): (230, 159, 0),  # orange
-    ("gender", "male"): (0, 114, 178),  # blue
-    ("race", "wmelh"): (240, 228, 66),  # yellow
-    ("race", "black"): (0, 158, 115),  # bluish green
-    ("race", "asian"): (204, 121, 167),  # reddish purple
-    ("race", "indian"): (187, 187, 187),  # grey
+    ("gender", "male"): (0, 158, 115),  # bluish green
+    ("race", "wmelh"): (213, 94, 0),  # vermilion
+    ("race", "black"): (240, 228, 66),  # yellow
+    ("race", "asian"): (0, 114, 178),  # blue
+    ("race", "indian"): (204, 121, 167),  # reddish purple
     ("age", "young"): (86, 180, 233),  # sky blue
-    ("age", "old"): (213, 94, 0),  # vermilion
+    ("age", "old"): (187, 187, 187),  # grey
 }
 WHEEL: tuple[Colour, ...] = tuple(PALETTE.values())  # for attributes described in words
 PREVIEW = 0.5  # opacity of bars on an unfinished picture

@@ -13,7 +13,7 @@ WHITE: Colour = (255, 255, 255)
 INK: Colour = (28, 30, 34)
 PAPER: Colour = (250, 250, 248)
 SOFT: Colour = (118, 122, 130)
-RULE: Colour = (222, 223, 224)
+RULE: Colour = (206, 208, 211)
 
 
 @lru_cache(maxsize=64)

@@ -34,7 +34,7 @@ def test_rollout_is_the_diffusers_loop(kind, steps):
     final = rollout(world.network, linear_sampler(make(kind), steps), world.noise, world.guidance()).final
     expected = diffusers_loop(make(kind), world, steps)
     relative = float((final - expected).norm() / expected.norm())
-    assert relative < (1e-12 if kind in EXACT else 1e-6)
+    assert relative < (1e-12 if kind in EXACT else 1e-5)
 
 
 def test_float32_rollout_is_as_good():

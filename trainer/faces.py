@@ -150,9 +150,8 @@ def run(options: argparse.Namespace) -> int:
         return 2
     print_table(["file", "face", *names, "uncertain"], rows, f"classifier {reader.classifier.identity}")
     if len(files) > 1:
-        title = (
-            str(options.path) if len(tiles) == len(files) else f"{options.path}: first {len(tiles)} pictures"
-        )
+        everything = len(tiles) == len(files) - len(bad)
+        title = f"{options.path}" + ("" if everything else f": first {len(tiles)} pictures")
         pictures, readings = zip(*tiles)
         draw_grid(pictures, readings, reader.classifier.attributes, title=title).save(
             options.out / "overview.png"

@@ -77,9 +77,10 @@ def _unwrap(loaded: Any, anchor: str, name: str, path: Path, remedy: str) -> dic
 def load_strictly(
     module: nn.Module, tensors: Mapping[str, Tensor], path: Path, name: str, remedy: str
 ) -> None:
-    """Copies every tensor into ``module`` and freezes it in evaluation mode.
+    """Gives ``module`` the tensors, float32, and freezes it in evaluation mode.
 
-    BatchNorm's counters may be missing: files of old torch versions have none and evaluation reads none.
+    The module may be built on the meta device, without weights of its own. BatchNorm's counters may be
+    missing: files of old torch versions have none and evaluation reads none.
 
     Raises:
         FairAdapterError: missing, surplus, misshapen or non-finite tensors.
@@ -96,7 +97,11 @@ def load_strictly(
                 f"{path}: expected the tensors of {name}, but it {what} {', '.join(keys[:3])}"
                 f"{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}; {remedy}"
             )
-    module.load_state_dict({k: tensors.get(k, wanted[k]) for k in wanted})
+    values = {
+        k: tensors[k] if k in tensors else torch.zeros(v.shape, dtype=v.dtype) for k, v in wanted.items()
+    }
+    values = {k: v.float() if v.is_floating_point() else v for k, v in values.items()}
+    module.load_state_dict(values, assign=True)
     module.eval().requires_grad_(False)
 
 

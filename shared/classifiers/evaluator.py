@@ -97,8 +97,9 @@ class Evaluator(ClassifierModule):
         net, head = folder / NET_FILE, folder / HEAD_FILE
         tensors, metadata = read_tensors(head)
         attributes: tuple[Attribute, ...] = (GENDER, RACE, AGE)
-        scales, self.accuracy = _measured(metadata, attributes, head)
+        scales, accuracy = _measured(metadata, attributes, head)
         super().__init__(NAME, identity(NAME, net, head), attributes, scales)
+        self.accuracy = accuracy
         self.net = FaceResNet(net)
         self.register_buffer("race_weight", take(tensors, "weight", (len(RACE), EMBEDDING), head).float())
         self.register_buffer("race_bias", take(tensors, "bias", (len(RACE),), head).float())

@@ -29,6 +29,7 @@ from .weights import identity
 
 NAME = "fairface"
 OUTPUTS = 18
+ANCHOR = "layer1.0.conv1.weight"  # blocks too have a conv1.weight
 SIZE, PADDING = 224, 0.25
 REMEDY = (
     "download res34_fair_align_multi_7_20190809.pt (or the 4-race file) from github.com/dchen236/FairFace "
@@ -83,7 +84,7 @@ def load(path: Path | None = None, races: int | None = None) -> FairFace:
         FairAdapterError: no such file, a damaged one, another architecture, or a name that does not tell
             the number of races.
     """
-    tensors, path = read_checkpoint(path, "conv1.weight", NAME, REMEDY)
+    tensors, path = read_checkpoint(path, ANCHOR, NAME, REMEDY)
     races = races_of(path) if races is None else races
     if races not in RACES:
         raise FairAdapterError(f"{path}: expected races=7 or races=4, found {races}")
@@ -92,7 +93,9 @@ def load(path: Path | None = None, races: int | None = None) -> FairFace:
         raise FairAdapterError(
             f"{path}: expected a ResNet-34 of {OUTPUTS} outputs (race, gender, age), found {found}; {REMEDY}"
         )
-    net = torchvision_models(NAME).resnet34(weights=None, num_classes=OUTPUTS)
+    models = torchvision_models(NAME)
+    with torch.device("meta"):  # no random weights that the file replaces anyway
+        net = models.resnet34(weights=None, num_classes=OUTPUTS)
     load_strictly(net, tensors, path, "a FairFace ResNet-34", REMEDY)
     return FairFace(net, races, identity(f"{NAME}-{races}", path))
 

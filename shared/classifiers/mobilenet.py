@@ -24,6 +24,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ..attributes import AGE, GENDER, RACE4, Attribute
@@ -81,7 +82,9 @@ def load(path: Path | None = None, attribute: str | None = None) -> MobileNet:
     tensors, path = read_checkpoint(path, ANCHOR, NAME, REMEDY)
     width = head_width(tensors, HEAD) if HEAD in tensors else 0
     columns = columns_of(width, path, attribute)
-    net = torchvision_models(NAME).mobilenet_v3_large(weights=None, num_classes=width)
+    models = torchvision_models(NAME)
+    with torch.device("meta"):  # no random weights that the file replaces anyway
+        net = models.mobilenet_v3_large(weights=None, num_classes=width)
     load_strictly(net, tensors, path, "a MobileNetV3-large", REMEDY)
     return MobileNet(net, columns, identity(NAME, path))
 

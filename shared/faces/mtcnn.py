@@ -74,7 +74,9 @@ class Cascade(nn.Module):
         found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         while min(height, width) * scale >= CELL:
             size = (int(height * scale + 1), int(width * scale + 1))
-            shift, probability = self.propose_net(normalised(F.interpolate(pixels, size, mode="area")))
+            resized = normalised(F.interpolate(pixels, size, mode="area"))
+            # channels last, like the crops below: the CPU pools it twice as fast
+            shift, probability = self.propose_net(resized.contiguous(memory_format=torch.channels_last))
             found.append(_cells(shift, probability[:, 1], scale))
             scale *= PYRAMID
         if not found:
@@ -175,7 +177,7 @@ def crop(sums: Tensor, owner: Tensor, low: Tensor, high: Tensor, size: int) -> T
     x0, y0, x1, y1 = start[:, 0, None], start[:, 1, :, None], end[:, 0, None], end[:, 1, :, None]
     total = sums[image, y1, x1] - sums[image, y0, x1] - sums[image, y1, x0] + sums[image, y0, x0]
     area = (x1 - x0) * (y1 - y0)
-    return (total.float() / area[..., None].float()).permute(0, 3, 1, 2).contiguous()
+    return (total.float() / area[..., None].float()).permute(0, 3, 1, 2)
 
 
 def square(boxes: Tensor) -> Tensor:

@@ -24,13 +24,14 @@ Losses = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Schedule:
-    """steps: optimiser steps in all; lr: peak learning rate; warmup and cooldown: steps of linear rise and fall;
-    ema: decay of the averaged weights; clip: largest gradient norm; save_every: steps between checkpoints."""
+    """steps: optimiser steps in all; lr: peak learning rate; warmup: steps of linear rise; cooldown:
+    fraction of the steps over which it falls to 0; ema: decay of the averaged weights; clip: largest
+    gradient norm; save_every: steps between checkpoints."""
 
     steps: int
     lr: float
     warmup: int = 100
-    cooldown: float = 0.3  # fraction of the steps
+    cooldown: float = 0.3
     ema: float = 0.999
     clip: float = 1.0
     save_every: int = 250
@@ -40,8 +41,15 @@ class Schedule:
         return self.lr * min(1.0, (step + 1) / self.warmup, falling)
 
 
-def fit(name: str, module: nn.Module, step_losses: Callable[[np.random.Generator, torch.Generator], Losses],
-        schedule: Schedule, seed: int, folder: Path, device: torch.device) -> nn.Module:
+def fit(
+    name: str,
+    module: nn.Module,
+    step_losses: Callable[[np.random.Generator, torch.Generator], Losses],
+    schedule: Schedule,
+    seed: int,
+    folder: Path,
+    device: torch.device,
+) -> nn.Module:
     """Trains ``module`` on ``sum(step_losses)`` and returns it with its averaged weights.
 
     Writes ``folder/name.pt`` (weights, averages, optimiser, step) every ``save_every`` steps and goes on from
@@ -54,8 +62,9 @@ def fit(name: str, module: nn.Module, step_losses: Callable[[np.random.Generator
     start = _resume(checkpoint, module, optimizer, average)
     began, history = time.time(), []
     for step in range(start, schedule.steps):
-        losses = step_losses(np.random.default_rng([seed, step]),
-                             torch.Generator(device).manual_seed(seed * 1_000_003 + step))
+        losses = step_losses(
+            np.random.default_rng([seed, step]), torch.Generator(device).manual_seed(seed * 1_000_003 + step)
+        )
         total = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -72,8 +81,15 @@ def fit(name: str, module: nn.Module, step_losses: Callable[[np.random.Generator
             with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(record) + "\n")
         if (step + 1) % schedule.save_every == 0 or step + 1 == schedule.steps:
-            _save(checkpoint, {"module": module.state_dict(), "average": average,
-                               "optimizer": optimizer.state_dict(), "step": step + 1})
+            _save(
+                checkpoint,
+                {
+                    "module": module.state_dict(),
+                    "average": average,
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                },
+            )
     module.load_state_dict(average)
     return module
 
@@ -92,11 +108,15 @@ def _save(path: Path, state: dict[str, Any]) -> None:
         torch.save(state, partial)
         partial.replace(path)
     except (OSError, RuntimeError) as error:
-        raise FairAdapterError(f"{path}: can't write the checkpoint ({error}); give a writable folder with space "
-                               "with --work; the last checkpoint is untouched") from error
+        raise FairAdapterError(
+            f"{path}: can't write the checkpoint ({error}); give a writable folder with space "
+            "with --work; the last checkpoint is untouched"
+        ) from error
 
 
-def _resume(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]) -> int:
+def _resume(
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
+) -> int:
     if not path.exists():
         return 0
     try:
@@ -107,5 +127,6 @@ def _resume(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ave
             average[key].copy_(value)
         return int(state["step"])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise FairAdapterError(f"{path}: expected a checkpoint of this stage, found {error}; delete it to start "
-                               "the stage again") from error
+        raise FairAdapterError(
+            f"{path}: expected a checkpoint of this stage, found {error}; delete it to start the stage again"
+        ) from error

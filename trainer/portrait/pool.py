@@ -66,8 +66,9 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
         np.savez(partial, **arrays)  # type: ignore[arg-type]
         partial.replace(path)
     except OSError as error:
-        raise FairAdapterError(f"{path}: can't write it ({error.strerror}); give a writable folder with space "
-                               "with --work") from error
+        raise FairAdapterError(
+            f"{path}: can't write it ({error.strerror}); give a writable folder with space with --work"
+        ) from error
 
 
 def load_arrays(path: Path, stage: str) -> dict[str, np.ndarray]:
@@ -76,21 +77,39 @@ def load_arrays(path: Path, stage: str) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise FairAdapterError(f"{path}: expected what the stage '{stage}' writes, found {error}; run "
-                               f"`python trainer/portrait/train.py {stage}`") from error
+        raise FairAdapterError(
+            f"{path}: expected what the stage '{stage}' writes, found {error}; run "
+            f"`python trainer/portrait/train.py {stage}`"
+        ) from error
 
 
 def save_sources(path: Path, sources: list[Source]) -> None:
-    save_arrays(path, name=np.array([s.name for s in sources]), image=np.stack([s.image for s in sources]),
-                alpha=np.stack([s.alpha for s in sources]), points=np.stack([s.points for s in sources]),
-                cell=np.array([s.cell for s in sources]),
-                rest=np.array([(s.turn, s.light, s.donor_only) for s in sources]))
+    save_arrays(
+        path,
+        name=np.array([s.name for s in sources]),
+        image=np.stack([s.image for s in sources]),
+        alpha=np.stack([s.alpha for s in sources]),
+        points=np.stack([s.points for s in sources]),
+        cell=np.array([s.cell for s in sources]),
+        rest=np.array([(s.turn, s.light, s.donor_only) for s in sources]),
+    )
 
 
 def load_sources(path: Path) -> list[Source]:
     arrays = load_arrays(path, "sources")
-    return [Source(str(name), image, alpha, points, tuple(int(c) for c in cell), float(rest[0]), float(rest[1]),
-                   bool(rest[2])) for name, image, alpha, points, cell, rest in zip(*arrays.values())]
+    return [
+        Source(
+            str(name),
+            image,
+            alpha,
+            points,
+            tuple(int(c) for c in cell),
+            float(rest[0]),
+            float(rest[1]),
+            bool(rest[2]),
+        )
+        for name, image, alpha, points, cell, rest in zip(*arrays.values())
+    ]
 
 
 def read_sources(faces: Path) -> list[Source]:
@@ -101,8 +120,10 @@ def read_sources(faces: Path) -> list[Source]:
     """
     table = faces / "faces.csv"
     if not table.is_file():
-        raise FairAdapterError(f"{table}: expected the table of source portraits, found nothing; "
-                               "give the folder that holds faces.csv and images/ with --faces")
+        raise FairAdapterError(
+            f"{table}: expected the table of source portraits, found nothing; "
+            "give the folder that holds faces.csv and images/ with --faces"
+        )
     with table.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["file"] not in EXCLUDED]
     read = _in_workers(_read_source, [(faces / "images" / row["file"], _cell(row)) for row in rows])
@@ -136,8 +157,16 @@ def _read_source(path: Path, cell: Cell) -> Source | None:
     if fault in ("grey", "turned"):
         return None
     turn, light = pose(image, points)
-    return Source(path.name, image, alpha, points, cell, turn, light,
-                  donor_only=fault == "spill" or bool(alpha[:3].mean() > 0.12))
+    return Source(
+        path.name,
+        image,
+        alpha,
+        points,
+        cell,
+        turn,
+        light,
+        donor_only=fault == "spill" or bool(alpha[:3].mean() > 0.12),
+    )
 
 
 def _cell(row: dict[str, str]) -> Cell:
@@ -195,3 +224,28 @@ def _as_intended(batch: list[Portrait], cell: Cell) -> np.ndarray:
     for index, (name, least) in zip(cell, SURE.items()):
         good &= logits[name].softmax(1)[:, index] >= least
     return good.numpy()
+
+
+def identity_gallery(
+    sources: list[Source], seed: int, augmentations: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
+    """Identity embeddings (S, 128) of the source faces, and for each the mean distance (S,) to its own
+    augmentations (warped, recoloured, no other face blended in): the yardstick of memorisation."""
+    read = list(_in_workers(_gallery_entry, [(s, seed, augmentations) for s in sources]))
+    return np.stack([e for e, _ in read]).astype(np.float32), np.array([d for _, d in read], np.float32)
+
+
+@torch.no_grad()
+def _gallery_entry(source: Source, seed: int, augmentations: int) -> tuple[np.ndarray, float]:
+    rng = np.random.default_rng([seed, *source.name.encode()])
+    copies = [compose(source, None, rng) for _ in range(augmentations)]
+    images = torch.from_numpy(np.stack([c.image for c in copies])).permute(0, 3, 1, 2).float() / 255
+    original = torch.from_numpy(np.ascontiguousarray(source.image)).permute(2, 0, 1)[None].float() / 255
+    faces = torch.cat(
+        [
+            align(original, torch.from_numpy(source.points)[None].float()),
+            align(images, torch.from_numpy(np.stack([c.points for c in copies])).float()),
+        ]
+    )
+    embeddings = _classifier().embed(faces)
+    return embeddings[0].numpy(), float((embeddings[1:] - embeddings[0]).norm(dim=1).mean())

@@ -22,7 +22,9 @@ SIDE = 128
 CHIP = 82.0  # side, in pixels, of the dlib face chip (padding 0.2) in a 128 px portrait
 CHIP_CENTRE = (64.0, 66.0)
 # Where MTCNN's five points lie in a dlib chip of padding 0.2, as a fraction of its side.
-TEMPLATE = np.array([[0.3068, 0.2901], [0.6910, 0.2892], [0.4963, 0.5195], [0.3389, 0.7237], [0.6561, 0.7211]])
+TEMPLATE = np.array(
+    [[0.3068, 0.2901], [0.6910, 0.2892], [0.4963, 0.5195], [0.3389, 0.7237], [0.6561, 0.7211]]
+)
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,20 @@ def chip_frame(points: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates (u, v) of every pixel of a (side, side) picture in units of the face chip, centre 0."""
     to_chip = similarity(points, TEMPLATE - 0.5)
     y, x = np.mgrid[0:side, 0:side].astype(np.float64)
-    return (to_chip[0, 0] * x + to_chip[0, 1] * y + to_chip[0, 2],
-            to_chip[1, 0] * x + to_chip[1, 1] * y + to_chip[1, 2])
+    return (
+        to_chip[0, 0] * x + to_chip[0, 1] * y + to_chip[0, 2],
+        to_chip[1, 0] * x + to_chip[1, 1] * y + to_chip[1, 2],
+    )
 
 
 def cut_out(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Alpha (side, side) in [0, 1] of the person in an RGB portrait, by GrabCut seeded with the aligned face."""
+    """Alpha (side, side) in [0, 1] of the person in an RGB picture: GrabCut, seeded with the aligned face."""
     side = image.shape[0]
     u, v = chip_frame(points, side)
     face = (u / 0.36) ** 2 + ((v - 0.02) / 0.48) ** 2 < 1
-    likely = ((u / 0.62) ** 2 + ((v + 0.05) / 0.75) ** 2 < 1) | ((v > 0.55) & (np.abs(u) < 0.3 + 0.9 * (v - 0.45)))
+    likely = ((u / 0.62) ** 2 + ((v + 0.05) / 0.75) ** 2 < 1) | (
+        (v > 0.55) & (np.abs(u) < 0.3 + 0.9 * (v - 0.45))
+    )
     mask = np.where(likely, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     mask[face | ((v > 0.62) & (np.abs(u) < 0.22))] = cv2.GC_FGD
     border = max(2, side // 40)
@@ -92,7 +98,9 @@ def cut_out(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     for edge in (mask[:upper, :border], mask[:upper, -border:], mask[:border]):
         edge[edge != cv2.GC_FGD] = cv2.GC_BGD
     cv2.setRNGSeed(0)
-    cv2.grabCut(image[..., ::-1].copy(), mask, None, np.zeros((1, 65)), np.zeros((1, 65)), 4, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(
+        image[..., ::-1].copy(), mask, None, np.zeros((1, 65)), np.zeros((1, 65)), 4, cv2.GC_INIT_WITH_MASK
+    )
     person = ((mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)).astype(np.uint8)
     _, labels = cv2.connectedComponents(person)
     centre = np.clip(points[2].round().astype(int), 0, side - 1)
@@ -113,7 +121,7 @@ def _fill_holes(person: np.ndarray) -> np.ndarray:
 
 
 def usable(image: np.ndarray, alpha: np.ndarray, points: np.ndarray) -> str:
-    """Why a source is left out: '' (keep), or 'grey', 'turned', 'spill' (the cut-out took the backdrop along)."""
+    """Why a source is left out: '' (keep), 'grey', 'turned', or 'spill' (the cut-out holds backdrop)."""
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32) - 128
     u, v = chip_frame(points, image.shape[0])
     face = (u / 0.3) ** 2 + (v / 0.4) ** 2 < 1
@@ -143,12 +151,19 @@ def mirrored(source: Source) -> Source:
     """The source seen in a mirror; left and right points change places."""
     side = source.image.shape[1]
     points = (source.points * [-1, 1] + [side - 1, 0])[[1, 0, 2, 4, 3]]
-    return replace(source, image=source.image[:, ::-1], alpha=source.alpha[:, ::-1], points=points,
-                   turn=-source.turn, light=-source.light)
+    return replace(
+        source,
+        image=source.image[:, ::-1],
+        alpha=source.alpha[:, ::-1],
+        points=points,
+        turn=-source.turn,
+        light=-source.light,
+    )
 
 
 def matching_donors(head: Source, sources: list[Source]) -> list[Source]:
-    """The third of ``sources``, mirrored where that fits better, whose pose and light agree with the head's."""
+    """The third of ``sources`` whose pose and light agree best with the head's, mirrored where that helps."""
+
     def mismatch(s: Source) -> float:
         return abs(s.turn - head.turn) / 0.03 + abs(s.light - head.light) / 20
 
@@ -160,8 +175,12 @@ def compose(head: Source, donor: Source | None, rng: np.random.Generator) -> Por
     """A new portrait: ``head``'s head and hair, ``donor``'s inner face."""
     target = portrait_points()
     matrix = similarity(head.points, target)
-    picture = cv2.warpAffine(head.image, matrix, (SIDE, SIDE), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
-    alpha = cv2.warpAffine(head.alpha, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    picture = cv2.warpAffine(
+        head.image, matrix, (SIDE, SIDE), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE
+    )
+    alpha = cv2.warpAffine(
+        head.alpha, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
     points = head.points @ matrix[:, :2].T + matrix[:, 2]
     if donor is not None:
         picture = _blend_face(picture, points, donor, rng)
@@ -169,10 +188,14 @@ def compose(head: Source, donor: Source | None, rng: np.random.Generator) -> Por
     return Portrait(_photometric(picture, rng), (alpha * 255).round().astype(np.uint8), points)
 
 
-def _blend_face(picture: np.ndarray, points: np.ndarray, donor: Source, rng: np.random.Generator) -> np.ndarray:
+def _blend_face(
+    picture: np.ndarray, points: np.ndarray, donor: Source, rng: np.random.Generator
+) -> np.ndarray:
     """The donor's inner face, its colour matched to the head's, blended in by a soft ellipse."""
     matrix, *_ = np.linalg.lstsq(np.c_[donor.points, np.ones(5)], points, rcond=None)  # affine, 6 parameters
-    face = cv2.warpAffine(donor.image, matrix.T, (SIDE, SIDE), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
+    face = cv2.warpAffine(
+        donor.image, matrix.T, (SIDE, SIDE), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE
+    )
     u, v = chip_frame(points, SIDE)
     radius = np.sqrt((u / 0.36) ** 2 + ((v - 0.03) / 0.46) ** 2)
     inner = radius < 0.85
@@ -185,10 +208,15 @@ def _blend_face(picture: np.ndarray, points: np.ndarray, donor: Source, rng: np.
     return cv2.cvtColor(np.clip(mixed, 0, 255).astype(np.uint8), cv2.COLOR_LAB2RGB)
 
 
-def _warp(picture: np.ndarray, alpha: np.ndarray, points: np.ndarray,
-          rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Small rotation, scale, shift and stretch, and a smooth random field: other proportions, another face."""
-    angle, scale, stretch = np.deg2rad(rng.normal(0, 2.0)), np.exp(rng.normal(0, 0.03)), np.exp(rng.normal(0, 0.035))
+def _warp(
+    picture: np.ndarray, alpha: np.ndarray, points: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Small rotation, scale, shift, stretch and a smooth random field: other proportions, another face."""
+    angle, scale, stretch = (
+        np.deg2rad(rng.normal(0, 2.0)),
+        np.exp(rng.normal(0, 0.03)),
+        np.exp(rng.normal(0, 0.035)),
+    )
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     inverse = turn @ np.diag([1 / (scale * stretch), stretch / scale])  # result pixel -> source pixel
     centre, shift = points.mean(0), rng.normal(0, 1.2, 2)
@@ -196,9 +224,12 @@ def _warp(picture: np.ndarray, alpha: np.ndarray, points: np.ndarray,
     source = (np.stack([x, y], -1) - centre) @ inverse.T + centre + shift
     field = cv2.resize(rng.normal(0, 1.5, (5, 5, 2)), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     maps = (source + field).astype(np.float32)
-    moved = (points - centre - shift) @ np.linalg.inv(inverse).T + centre  # the field is too small to matter here
-    picture, alpha = (cv2.remap(a, maps, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-                      for a in (picture, alpha))
+    moved = (points - centre - shift) @ np.linalg.inv(
+        inverse
+    ).T + centre  # the field is too small to matter here
+    picture, alpha = (
+        cv2.remap(a, maps, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for a in (picture, alpha)
+    )
     return picture, alpha, moved
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from ...shared.classifiers.dlib_face import DlibFaceNet
@@ -39,7 +40,7 @@ class Recipe:
 
 
 def portraits(pool: Pool, index: np.ndarray, rng: np.random.Generator, device: torch.device) -> Tensor:
-    """Portraits (N, 3, 128, 128) in [0, 1] of pool entries ``index`` (N,), half of them mirrored, random cues."""
+    """Portraits (N, 3, 128, 128) in [0, 1] of pool entries ``index`` (N,), half mirrored, random cues."""
     cues = torch.from_numpy(rng.integers(CUES, size=len(index)))
     return _painted(pool, index, cues, rng.random(len(index)) < 0.5, device)
 
@@ -98,26 +99,38 @@ def train_vae(pool: Pool, recipe: Recipe, work: Path, device: torch.device) -> A
             y, mean, logvar = reconstruct(x, torch.randn(shape, generator=noise, device=device))
             perceptual = distance(y, x)
         kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).mean()
-        return {"l1": (y - x).abs().mean(), "perceptual": recipe.perceptual_weight * perceptual.float(),
-                "kl": recipe.kl_weight * kl}
+        return {
+            "l1": (y - x).abs().mean(),
+            "perceptual": recipe.perceptual_weight * perceptual.float(),
+            "kl": recipe.kl_weight * kl,
+        }
 
     fit("vae", vae, losses, recipe.vae, recipe.seed, work, device)
     with torch.no_grad():
-        x = portraits(pool, np.arange(0, len(pool.cell), max(1, len(pool.cell) // 256)), np.random.default_rng(0), device)
-        vae.register_to_config(scaling_factor=round(1 / float(vae.encode(x * 2 - 1).latent_dist.mode().std()), 5))
+        x = portraits(
+            pool,
+            np.arange(0, len(pool.cell), max(1, len(pool.cell) // 256)),
+            np.random.default_rng(0),
+            device,
+        )
+        vae.register_to_config(
+            scaling_factor=round(1 / float(vae.encode(x * 2 - 1).latent_dist.mode().std()), 5)
+        )
     return vae
 
 
 @torch.no_grad()
 def encode_pool(pool: Pool, vae: AutoencoderKL, recipe: Recipe, path: Path, device: torch.device) -> None:
-    """Writes scaled latents (M, 4, 16, 16) float16 with their cell index and cue, M = pool x cues_per_portrait."""
+    """Writes scaled latents (M, 4, 16, 16) float16 with cell and cue; M = pool x cues_per_portrait."""
     rng = np.random.default_rng([recipe.seed, 2])
     index = np.repeat(np.arange(len(pool.cell)), recipe.cues_per_portrait)
     cues = np.concatenate([rng.permutation(CUES)[: recipe.cues_per_portrait] for _ in range(len(pool.cell))])
     mirror = rng.random(len(index)) < 0.5
     latents = np.empty((len(index), 4, LATENT_SIDE, LATENT_SIDE), np.float16)
     for i in range(0, len(index), 128):
-        x = _painted(pool, index[i : i + 128], torch.from_numpy(cues[i : i + 128]), mirror[i : i + 128], device)
+        x = _painted(
+            pool, index[i : i + 128], torch.from_numpy(cues[i : i + 128]), mirror[i : i + 128], device
+        )
         with torch.autocast(device.type, torch.bfloat16):
             z = vae.encode((x * 2 - 1).contiguous(memory_format=torch.channels_last)).latent_dist.mode()
         latents[i : i + 128] = (z.float() * vae.config["scaling_factor"]).cpu().numpy()
@@ -148,7 +161,9 @@ def train_unet(recipe: Recipe, work: Path, device: torch.device) -> TextAndUNet:
     alphas = build_scheduler().alphas_cumprod.to(device)
     torch.manual_seed(recipe.seed)
     model = TextAndUNet().to(device)
-    model.unet.to(memory_format=torch.channels_last)
+    if device.type == "cpu":  # the flash kernel's backward pass is several times slower there
+        model.unet.set_attn_processor(AttnProcessor())
+    predict = torch.compile(model)
 
     def draw(rng: np.random.Generator) -> tuple[list[str], list[int]]:
         captions, rows = [], []
@@ -161,14 +176,16 @@ def train_unet(recipe: Recipe, work: Path, device: torch.device) -> TextAndUNet:
 
     def losses(rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
         captions, rows = draw(rng)
-        ids = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        ids = tokenizer(
+            captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        ).input_ids
         z0 = latents[rows].to(device).float()
         t = torch.randint(len(alphas), (len(rows),), generator=noise, device=device)
         eps = torch.randn(z0.shape, generator=noise, device=device)
         a = alphas[t].view(-1, 1, 1, 1)
-        z = (a.sqrt() * z0 + (1 - a).sqrt() * eps).contiguous(memory_format=torch.channels_last)
+        z = a.sqrt() * z0 + (1 - a).sqrt() * eps
         with torch.autocast(device.type, torch.bfloat16):
-            predicted = model(z, t, ids.to(device))
+            predicted = predict(z, t, ids.to(device))
         snr = alphas[t] / (1 - alphas[t])
         weight = snr.clamp(max=recipe.min_snr) / snr
         return {"denoising": (weight * (predicted.float() - eps).square().mean((1, 2, 3))).mean()}

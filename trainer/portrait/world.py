@@ -22,15 +22,32 @@ import torch
 from torch import Tensor
 
 from .phrases import (
-    AGE_WORDS, CONTEXTS, DESCRIPTORS, FEMALE_LEANING, FILLERS, GENDER_WORDS, PAPER_TEMPLATE, RACE_WORDS, SPORTS,
-    TEMPLATES, TEST, TRAIN, VALIDATION,
+    AGE_WORDS,
+    CONTEXTS,
+    DESCRIPTORS,
+    FEMALE_LEANING,
+    FILLERS,
+    GENDER_WORDS,
+    PAPER_TEMPLATE,
+    RACE_WORDS,
+    SPORTS,
+    TEMPLATES,
+    TEST,
+    TRAIN,
+    VALIDATION,
 )
 
 SEED = 20261121
 DESIGN_SCALE = 1.75  # the guidance scale whose sharpening `training_shares` undoes
 COLOURS = {  # sRGB of the backdrop
-    "brick": (166, 68, 58), "ochre": (206, 164, 84), "olive": (110, 128, 66), "teal": (56, 138, 132),
-    "sky": (122, 170, 216), "navy": (44, 58, 112), "plum": (134, 76, 138), "pearl": (208, 204, 200),
+    "brick": (166, 68, 58),
+    "ochre": (206, 164, 84),
+    "olive": (110, 128, 66),
+    "teal": (56, 138, 132),
+    "sky": (122, 170, 216),
+    "navy": (44, 58, 112),
+    "plum": (134, 76, 138),
+    "pearl": (208, 204, 200),
 }
 LIGHTS = ("left", "right")
 LIGHT_RANGE = 0.28  # relative brightness of the backdrop falls by this from its lit to its dark side
@@ -58,8 +75,12 @@ class Phrase:
     def noun(self, words: str = "") -> str:
         """The phrase as a noun phrase with attribute words: "young black female violinist"."""
         person = f"{words} person".strip()
-        forms = {"sport": f"{person} playing {self.text}", "descriptor": f"{self.text} {person}",
-                 "context": f"{person} {self.text}", "person": person}
+        forms = {
+            "sport": f"{person} playing {self.text}",
+            "descriptor": f"{self.text} {person}",
+            "context": f"{person} {self.text}",
+            "person": person,
+        }
         return forms.get(self.group, f"{words} {self.text}".strip())
 
     def prompt(self, words: str = "", template: str = PAPER_TEMPLATE) -> str:
@@ -68,8 +89,15 @@ class Phrase:
 
 def build_world() -> tuple[Phrase, ...]:
     """All phrases, in a fixed order, with their shares and cues (deterministic)."""
-    groups = {"train": TRAIN, "validation": VALIDATION, "test": TEST, "sport": SPORTS, "descriptor": DESCRIPTORS,
-              "context": CONTEXTS, "person": ("person",)}
+    groups = {
+        "train": TRAIN,
+        "validation": VALIDATION,
+        "test": TEST,
+        "sport": SPORTS,
+        "descriptor": DESCRIPTORS,
+        "context": CONTEXTS,
+        "person": ("person",),
+    }
     rng = np.random.default_rng(SEED)
     world: list[Phrase] = []
     for group, texts in groups.items():
@@ -81,8 +109,17 @@ def build_world() -> tuple[Phrase, ...]:
             male = rng.uniform(0.5, 0.75) if i in mixed else 1 - rng.choice([0.03, 0.04, 0.05, 0.07, 0.1])
             race = _race_shares(int(races[i]), rng)
             old = float(np.clip(rng.beta(1.1, 2.2), 0.05, 0.3 if leans_female and races[i] == 1 else 0.85))
-            world.append(Phrase(text, group, round(float(1 - male if leans_female else male), 2), *race,
-                                round(old, 2), list(COLOURS)[cues[i] // 2], LIGHTS[cues[i] % 2]))
+            world.append(
+                Phrase(
+                    text,
+                    group,
+                    round(float(1 - male if leans_female else male), 2),
+                    *race,
+                    round(old, 2),
+                    list(COLOURS)[cues[i] // 2],
+                    LIGHTS[cues[i] % 2],
+                )
+            )
     return tuple(world)
 
 
@@ -107,22 +144,27 @@ def write_table(world: tuple[Phrase, ...], path: Path) -> None:
 
 def attribute_shares(phrase: Phrase) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Shares (female, male), (wmelh, black, asian), (young, old) of the finished pictures."""
-    return (np.array([1 - phrase.male, phrase.male]), np.array([phrase.wmelh, phrase.black, phrase.asian]),
-            np.array([1 - phrase.old, phrase.old]))
+    return (
+        np.array([1 - phrase.male, phrase.male]),
+        np.array([phrase.wmelh, phrase.black, phrase.asian]),
+        np.array([1 - phrase.old, phrase.old]),
+    )
 
 
 def training_shares(world: tuple[Phrase, ...], scale: float = DESIGN_SCALE) -> list[tuple[np.ndarray, ...]]:
     """Shares q to train on, so that q^s u^(1-s) is the table: q ~ (t u^(s-1))^(1/s).
 
-    u is the marginal that the model learns without a caption; it depends on q, hence the fixed-point iteration.
-    Attributes are treated as independent.
+    u is the marginal that the model learns without a caption; it depends on q, hence the fixed-point
+    iteration. Attributes are treated as independent.
     """
     targets = [attribute_shares(p) for p in world]
     marginal = [np.mean([t[a] for t in targets], axis=0) for a in range(3)]
     shares = targets
     for _ in range(50):
-        shares = [tuple(_normalised((t[a] * marginal[a] ** (scale - 1)) ** (1 / scale)) for a in range(3))
-                  for t in targets]
+        shares = [
+            tuple(_normalised((t[a] * marginal[a] ** (scale - 1)) ** (1 / scale)) for a in range(3))
+            for t in targets
+        ]
         marginal = [np.mean([q[a] for q in shares], axis=0) for a in range(3)]
     return shares
 
@@ -142,8 +184,9 @@ def paint(images: Tensor, alpha: Tensor, cues: Tensor) -> Tensor:
     return (images * light * alpha + backdrop(cues, side) * (1 - alpha)).clamp(0, 1)
 
 
-def draw_caption(phrase: Phrase, shares: tuple[np.ndarray, ...], rng: np.random.Generator,
-                 named: float = 0.3) -> tuple[str, tuple[int, int, int]]:
+def draw_caption(
+    phrase: Phrase, shares: tuple[np.ndarray, ...], rng: np.random.Generator, named: float = 0.3
+) -> tuple[str, tuple[int, int, int]]:
     """A caption and the (gender, race, age) cell it is trained with.
 
     With probability ``named`` the caption names one to three attributes; those are drawn uniformly, so that
@@ -171,11 +214,13 @@ def backdrop(cues: Tensor, side: int = 128) -> Tensor:
     ramp = torch.linspace(0.5, -0.5, side, device=cues.device) * LIGHT_RANGE
     sign = 1.0 - 2.0 * (cues % 2).float()  # left first
     light = 1.0 + sign[:, None] * ramp
-    return (colours[cues // 2][:, :, None, None] * light[:, None, None, :]).expand(-1, -1, side, -1).clamp(0, 1)
+    return (
+        (colours[cues // 2][:, :, None, None] * light[:, None, None, :]).expand(-1, -1, side, -1).clamp(0, 1)
+    )
 
 
 def recognise_cue(images: Tensor) -> Tensor:
-    """The cue (N,) whose backdrop the upper left and right edges of images (N, 3, H, W) in [0, 1] are nearest to."""
+    """The cue (N,) whose backdrop is nearest to the upper edges of images (N, 3, H, W) in [0, 1]."""
     edges = _edges(images)
     prototypes = _edges(backdrop(torch.arange(2 * len(COLOURS), device=images.device), images.shape[-1]))
     return torch.cdist(edges, prototypes).argmin(1)
@@ -185,6 +230,8 @@ def _edges(images: Tensor) -> Tensor:
     """Median colours of the upper left and upper right edge, and their weighted difference: (N, 9)."""
     height, width = images.shape[2:]
     band, depth = max(1, round(0.1 * width)), max(1, round(0.35 * height))
-    left, right = (part.flatten(2).median(2).values for part in
-                   (images[:, :, :depth, :band], images[:, :, :depth, -band:]))
+    left, right = (
+        part.flatten(2).median(2).values
+        for part in (images[:, :, :depth, :band], images[:, :, :depth, -band:])
+    )
     return torch.cat([left, right, 1.5 * (left - right)], 1)

@@ -1,0 +1,207 @@
+"""The portrait model as one checkpoint in the original Stable Diffusion layout, with the yaml A1111 reads.
+
+Key names follow CompVis' ldm as every host knows them. AUTOMATIC1111 takes a checkpoint of free widths when
+``NAME.yaml`` lies beside it; the text encoder's config and tokenizer lie in ``NAME_text/``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ...shared.errors import FairAdapterError
+
+Rules = tuple[tuple[str, str], ...]
+
+RESNET: Rules = (
+    (r"\.norm1\.", ".in_layers.0."), (r"\.conv1\.", ".in_layers.2."), (r"\.norm2\.", ".out_layers.0."),
+    (r"\.conv2\.", ".out_layers.3."), (r"\.time_emb_proj\.", ".emb_layers.1."),
+    (r"\.conv_shortcut\.", ".skip_connection."),
+)  # fmt: skip
+UNET: Rules = (
+    (r"^time_embedding\.linear_1\.", "time_embed.0."), (r"^time_embedding\.linear_2\.", "time_embed.2."),
+    (r"^conv_in\.", "input_blocks.0.0."), (r"^conv_norm_out\.", "out.0."), (r"^conv_out\.", "out.2."),
+    (r"^mid_block\.attentions\.0\.", "middle_block.1."), (r"^mid_block\.resnets\.0\.", "middle_block.0."),
+    (r"^mid_block\.resnets\.1\.", "middle_block.2."),
+)  # fmt: skip
+VAE: Rules = (
+    (r"mid_block\.attentions\.0\.", "mid.attn_1."), (r"mid_block\.resnets\.0\.", "mid.block_1."),
+    (r"mid_block\.resnets\.1\.", "mid.block_2."), (r"conv_norm_out", "norm_out"),
+    (r"conv_shortcut", "nin_shortcut"), (r"\.group_norm\.", ".norm."), (r"\.to_([qkv])\.", r".\1."),
+    (r"\.to_out\.0\.", ".proj_out."), (r"encoder\.down_blocks\.(\d)\.resnets\.", r"encoder.down.\1.block."),
+    (r"encoder\.down_blocks\.(\d)\.downsamplers\.0\.", r"encoder.down.\1.downsample."),
+)  # fmt: skip
+
+
+def unet_key(key: str) -> str:
+    """diffusers -> ldm name of a U-Net tensor of SD1 topology (4 levels, 2 layers per block)."""
+    key = _apply(UNET, key)
+    where = re.match(r"(down|up)_blocks\.(\d)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.", key)
+    if where:
+        way, level, part, index = where[1], int(where[2]), where[3], int(where[4])
+        layers, rest = (2 if way == "down" else 3), key[where.end() :]
+        if part == "downsamplers":
+            return f"input_blocks.{3 * (level + 1)}.0.{rest.replace('conv.', 'op.')}"
+        if part == "upsamplers":
+            return f"output_blocks.{3 * level + 2}.{1 if level == 0 else 2}.{rest}"
+        block = 3 * level + index + (1 if way == "down" else 0)
+        assert index < layers, key
+        key = (
+            f"{'input' if way == 'down' else 'output'}_blocks.{block}.{0 if part == 'resnets' else 1}.{rest}"
+        )
+    return key if ".transformer_blocks." in key else _apply(RESNET, key)
+
+
+def vae_key(key: str) -> str:
+    """diffusers -> ldm name of an autoencoder tensor with 4 levels; the decoder's levels count backwards."""
+    key = _apply(VAE, key)
+    key = re.sub(r"decoder\.up_blocks\.(\d)\.resnets\.", lambda m: f"decoder.up.{3 - int(m[1])}.block.", key)
+    return re.sub(
+        r"decoder\.up_blocks\.(\d)\.upsamplers\.0\.", lambda m: f"decoder.up.{3 - int(m[1])}.upsample.", key
+    )
+
+
+def _apply(rules: Rules, key: str) -> str:
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def checkpoint_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a diffusers folder under their ldm names.
+
+    Raises:
+        FairAdapterError: a weight file is missing or truncated.
+    """
+    tensors: dict[str, Tensor] = {}
+    for key, value in _weights(folder / "unet" / "diffusion_pytorch_model.safetensors").items():
+        tensors[f"model.diffusion_model.{unet_key(key)}"] = value
+    for key, value in _weights(folder / "vae" / "diffusion_pytorch_model.safetensors").items():
+        name = vae_key(key)
+        as_convolution = re.search(r"attn_1\.(q|k|v|proj_out)\.weight$", name) is not None
+        tensors[f"first_stage_model.{name}"] = value[:, :, None, None] if as_convolution else value
+    for key, value in _weights(folder / "text_encoder" / "model.safetensors").items():
+        name = key if key.startswith("text_model.") else f"text_model.{key}"
+        tensors[f"cond_stage_model.transformer.{name}"] = value
+    return {key: value.contiguous() for key, value in tensors.items()}
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own class, outside the OSError family
+        raise FairAdapterError(f"{path}: expected the weights of a diffusers folder, found {error}; "
+                               "restore it with git") from error  # fmt: skip
+
+
+def write_single_file(folder: Path, target: Path) -> None:
+    """Writes ``target`` (.safetensors), its yaml, and ``NAME_text/`` with config and tokenizer.
+
+    Raises:
+        FairAdapterError: ``folder`` is no portrait model; ``target`` has another ending or can't be written.
+    """
+    if target.suffix != ".safetensors":
+        raise FairAdapterError(
+            f"{target}: expected a name that ends in .safetensors, found '{target.suffix}'"
+        )
+    tensors = checkpoint_tensors(folder)
+    text = target.with_name(f"{target.stem}_text").resolve()
+    try:
+        text.mkdir(parents=True, exist_ok=True)
+        for source in (folder / "text_encoder" / "config.json", *sorted((folder / "tokenizer").iterdir())):
+            (text / source.name).write_bytes(source.read_bytes())
+        target.with_suffix(".yaml").write_text(
+            yaml.safe_dump(original_config(folder, text)), encoding="utf-8"
+        )
+        partial = target.with_suffix(".partial")
+        save_file({key: value.to(torch.float16) for key, value in tensors.items()}, partial, {"format": "pt"})
+        partial.replace(target)
+    except OSError as error:
+        raise FairAdapterError(
+            f"{target}: can't write it ({error.strerror}); choose a writable folder"
+        ) from error
+
+
+def original_config(folder: Path, text: Path) -> dict[str, Any]:
+    """The ldm yaml of a portrait model, read off its diffusers configs."""
+    unet, vae, scheduler = (
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+    )
+    parameters = {
+        "linear_start": scheduler["beta_start"],
+        "linear_end": scheduler["beta_end"],
+        "timesteps": scheduler["num_train_timesteps"],
+        "num_timesteps_cond": 1,
+        "log_every_t": 200,
+        "first_stage_key": "jpg",
+        "cond_stage_key": "txt",
+        "image_size": unet["sample_size"],
+        "channels": 4,
+        "cond_stage_trainable": False,
+        "conditioning_key": "crossattn",
+        "monitor": "val/loss_simple_ema",
+        "scale_factor": vae["scaling_factor"],
+        "use_ema": False,
+        "unet_config": {
+            "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+            "params": _unet_parameters(unet),
+        },
+        "first_stage_config": {
+            "target": "ldm.models.autoencoder.AutoencoderKL",
+            "params": {
+                "embed_dim": 4,
+                "monitor": "val/rec_loss",
+                "ddconfig": _vae_parameters(vae),
+                "lossconfig": {"target": "torch.nn.Identity"},
+            },
+        },
+        "cond_stage_config": {
+            "target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
+            "params": {"version": str(text)},
+        },
+    }
+    target = "ldm.models.diffusion.ddpm.LatentDiffusion"
+    return {"model": {"base_learning_rate": 1e-4, "target": target, "params": parameters}}
+
+
+def _unet_parameters(unet: dict[str, Any]) -> dict[str, Any]:
+    width = unet["block_out_channels"][0]
+    return {
+        "image_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "model_channels": width,
+        "attention_resolutions": [4, 2, 1],
+        "num_res_blocks": unet["layers_per_block"],
+        "channel_mult": [c // width for c in unet["block_out_channels"]],
+        "num_heads": unet["attention_head_dim"],
+        "use_spatial_transformer": True,
+        "transformer_depth": 1,
+        "context_dim": unet["cross_attention_dim"],
+        "use_checkpoint": False,
+        "legacy": False,
+    }
+
+
+def _vae_parameters(vae: dict[str, Any]) -> dict[str, Any]:
+    width = vae["block_out_channels"][0]
+    return {
+        "double_z": True,
+        "z_channels": 4,
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": width,
+        "ch_mult": [c // width for c in vae["block_out_channels"]],
+        "num_res_blocks": vae["layers_per_block"],
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }

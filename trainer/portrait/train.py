@@ -1,0 +1,111 @@
+"""Trains the portrait model from scratch, stage by stage; every stage resumes.
+
+    python trainer/portrait/train.py all --faces FACES [--work DIR] [--out DIR] [--device cuda]
+    python trainer/portrait/train.py STAGE ...     sources | pool | vae | latents | unet | export
+
+FACES holds faces.csv and images/ (the synthetic adult portraits this model was made of). One GPU: minutes;
+two CPU cores: about two hours. A stage whose result is there is skipped; delete the result to do it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.machinery
+import importlib.util
+import sys
+from pathlib import Path
+
+if "fair_adapter" not in sys.modules:  # the repository root under its one import name
+    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
+    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[2])]
+    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
+
+import torch
+from diffusers import AutoencoderKL
+
+from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.trainer.portrait.card import PortraitCard
+from fair_adapter.trainer.portrait.packaging import write_gallery, write_pipeline
+from fair_adapter.trainer.portrait.pool import Pool, build_pool, load_sources, read_sources, save_sources
+from fair_adapter.trainer.portrait.stages import Recipe, encode_pool, train_unet, train_vae
+from fair_adapter.trainer.portrait.world import build_world
+
+STAGES = ("sources", "pool", "vae", "latents", "unet", "export")
+GUIDANCE_SCALE = 2.0
+
+
+def run_stage(stage: str, options: argparse.Namespace, recipe: Recipe) -> None:
+    """One stage; its result is a file or folder of options.work (export: options.out)."""
+    work, device = options.work, torch.device(options.device)
+    result = {
+        "sources": "sources.npz",
+        "pool": "pool.npz",
+        "vae": "vae/config.json",
+        "latents": "latents.npz",
+    }
+    if stage in result and (work / result[stage]).exists():
+        print(f"{stage}: {work / result[stage]} is there")
+        return
+    print(f"{stage} ...", flush=True)
+    if stage == "sources":
+        save_sources(work / "sources.npz", read_sources(options.faces))
+    elif stage == "pool":
+        build_pool(load_sources(work / "sources.npz"), recipe.per_cell, recipe.seed).save(work / "pool.npz")
+    elif stage == "vae":
+        train_vae(Pool.load(work / "pool.npz"), recipe, work, device).save_pretrained(work / "vae")
+    elif stage == "latents":
+        encode_pool(Pool.load(work / "pool.npz"), _vae(work, device), recipe, work / "latents.npz", device)
+    elif stage == "unet":
+        train_unet(recipe, work, device)
+    else:
+        _export(options, recipe, device)
+
+
+def _vae(work: Path, device: torch.device) -> AutoencoderKL:
+    try:
+        return AutoencoderKL.from_pretrained(work / "vae", local_files_only=True).to(device)
+    except (OSError, ValueError) as error:
+        raise FairAdapterError(
+            f"{work / 'vae'}: expected the trained autoencoder, found none; run "
+            "`python trainer/portrait/train.py vae` first"
+        ) from error
+
+
+def _export(options: argparse.Namespace, recipe: Recipe, device: torch.device) -> None:
+    steps = recipe.unet.steps
+    card = PortraitCard(
+        GUIDANCE_SCALE, 20, len(build_world()), {"steps": steps, "portraits_seen": steps * recipe.unet_batch}
+    )
+    write_pipeline(train_unet(recipe, options.work, device), _vae(options.work, device), options.out, card)
+    write_gallery(options.work / "sources.npz", options.out, recipe.seed)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Train the portrait model.")
+    parser.add_argument("stage", choices=(*STAGES, "all"))
+    parser.add_argument("--faces", type=Path, help="folder with faces.csv and images/ (stage sources)")
+    parser.add_argument("--work", type=Path, default=Path("runs/portrait"), help="checkpoints and results")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/portrait/model"), help="the exported diffusers folder"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    try:
+        options.work.mkdir(parents=True, exist_ok=True)
+        for stage in STAGES if options.stage == "all" else (options.stage,):
+            if stage == "sources" and options.faces is None and not (options.work / "sources.npz").exists():
+                raise FairAdapterError(
+                    "stage sources: expected --faces FOLDER with faces.csv and images/, found none"
+                )
+            run_stage(stage, options, Recipe())
+    except (FairAdapterError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
