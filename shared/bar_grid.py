@@ -208,13 +208,9 @@ def draw_grid(
             f"batch grid: expected images and as many readings, found {len(images)} and {len(readings)}"
         )
     ink, soft, paper, _ = _theme(dark)
-    gap, size = max(4, cell // 24), max(12, round(cell / 9.5))
+    size = max(12, round(cell / 9.5))
     columns = columns or min(len(images), max(3, math.ceil(math.sqrt(1.6 * len(images)))))
-    rows = math.ceil(len(images) / columns)
-    tiles = Image.new("RGB", (columns * (cell + gap) - gap, rows * (cell + gap) - gap), paper)
-    for index, (image, reading) in enumerate(zip(images, readings)):
-        tile = _tile(image, reading, cell, preview, paper)
-        tiles.paste(tile, (index % columns * (cell + gap), index // columns * (cell + gap)))
+    tiles = _tiles(images, readings, columns, cell, preview, paper)
     width = max(tiles.width, 26 * size) + 2 * size
     representatives = [reading[0] for reading in readings if reading]
     shares = draw_shares(class_shares(representatives, attributes, target), width, size, dark)
@@ -231,6 +227,24 @@ def draw_grid(
     sheet.paste(shares, (0, head + tiles.height))
     sheet.paste(legend, (0, head + tiles.height + shares.height))
     return sheet
+
+
+def _tiles(
+    images: Sequence[Image.Image],
+    readings: Sequence[Sequence[FaceBars]],
+    columns: int,
+    cell: int,
+    preview: bool,
+    paper: Colour,
+) -> Image.Image:
+    """All pictures in rows of ``columns`` squares."""
+    step = cell + max(4, cell // 24)
+    rows = math.ceil(len(images) / columns)
+    tiles = Image.new("RGB", ((columns - 1) * step + cell, (rows - 1) * step + cell), paper)
+    for index, (image, reading) in enumerate(zip(images, readings)):
+        place = (index % columns * step, index // columns * step)
+        tiles.paste(_tile(image, reading, cell, preview, paper), place)
+    return tiles
 
 
 def _tile(

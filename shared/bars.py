@@ -2,9 +2,9 @@
 
 Beside every face stands one bar for each attribute, gender first, race second, age third. Its colour is
 the class, its height the confidence. A reading below the threshold is hatched and marked "?"; an image
-without a face says so. Colours are Okabe and Ito's ("Color Universal Design", 2008), dealt out so that the classes of
-one attribute are as far apart as possible for colour-blind eyes too; no class has the colour of another
-attribute's. They name what a net perceives, never who somebody is.
+without a face says so. The colours are Okabe and Ito's ("Color Universal Design", 2008) and a grey, dealt
+out so that the classes of one attribute are as far apart as possible for colour-blind eyes too; no class
+has the colour of another attribute's. They name what a net perceives, never who somebody is.
 
 Host-free: PIL images in, new PIL images out. `shared/bar_grid.py` draws batches, shares and legends.
 """

@@ -31,7 +31,7 @@ def text_mask(text: str, size: int) -> Image.Image:
     font, scalable = _font(size)
     left, _, right, _ = font.getbbox(text or " ")
     _, _, _, height = font.getbbox("Ag|")
-    mask = Image.new("L", (max(1, right - left), max(1, height)), 0)
+    mask = Image.new("L", (max(1, int(right - left)), max(1, int(height))), 0)
     ImageDraw.Draw(mask).text((-left, 0), text, fill=255, font=font)
     if scalable:
         return mask

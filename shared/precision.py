@@ -35,10 +35,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 def _tf32_switches() -> list[tuple[Any, str, Any]]:
     """(owner, attribute, value that means IEEE float32)."""
-    backends = torch.backends
-    if hasattr(backends.cudnn, "conv"):  # torch >= 2.9, where mixing old and new names raises
-        return [
-            (backends.cudnn.conv, "fp32_precision", "ieee"),
-            (backends.cuda.matmul, "fp32_precision", "ieee"),
-        ]
-    return [(backends.cudnn, "allow_tf32", False), (backends.cuda.matmul, "allow_tf32", False)]
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    convolution = getattr(cudnn, "conv", None)
+    if convolution is not None:  # torch >= 2.9, where mixing old and new names raises
+        return [(convolution, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
+    return [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]

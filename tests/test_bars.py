@@ -103,7 +103,10 @@ def test_face_itself_stays_visible() -> None:
 def test_plates_of_neighbours_do_not_cover_each_other() -> None:
     boxes = [(100.0, 100.0, 180.0, 200.0), (250.0, 100.0, 330.0, 200.0), (100.0, 300.0, 180.0, 400.0)]
     labels = [("gender", "female"), ("gender", "male"), ("age", "old")]
-    one = [pixels(draw_faces(canvas(), [face((*c, 0.9, True), box=b)]), PALETTE[c]) for b, c in zip(boxes, labels)]
+    one = [
+        pixels(draw_faces(canvas(), [face((*c, 0.9, True), box=b)]), PALETTE[c])
+        for b, c in zip(boxes, labels)
+    ]
     together = draw_faces(canvas(), [face((*c, 0.9, True), box=b) for b, c in zip(boxes, labels)])
     for mask, label in zip(one, labels):
         assert pixels(together, PALETTE[label]).sum() == mask.sum() > 0
@@ -124,7 +127,9 @@ def test_preview_is_half_as_strong() -> None:
     st.tuples(*[st.floats(-60, 90)] * 4),
     st.integers(0, 5),
 )
-def test_any_picture_and_any_box_can_be_drawn(mode: str, width: int, height: int, corners, count: int) -> None:
+def test_any_picture_and_any_box_can_be_drawn(
+    mode: str, width: int, height: int, corners, count: int
+) -> None:
     picture = Image.new(mode, (width, height))
     before = picture.tobytes()
     x0, y0, x1, y1 = corners
@@ -282,7 +287,9 @@ def test_command_reads_a_folder_and_goes_on_past_bad_pictures(tmp_path: Path, ca
     before = {p: p.read_bytes() for p in source.iterdir()}
     assert run_command(source, "--out", tmp_path / "out") == 0
     printed = capsys.readouterr()
-    assert re.search(r"female_asian_0\.jpg +1 +female [01]\.\d\d +asian 0\.\d\d +young 0\.\d\d, \d\d years", printed.out)
+    assert re.search(
+        r"female_asian_0\.jpg +1 +female [01]\.\d\d +asian 0\.\d\d +young 0\.\d\d, \d\d years", printed.out
+    )
     assert re.search(r"blank\.png +no face", printed.out)
     assert "4 of 5 pictures read" in printed.out
     assert re.fullmatch(r"error: .*cut\.jpg: expected a complete image.*\n", printed.err)
@@ -295,7 +302,9 @@ def test_command_reads_a_folder_and_goes_on_past_bad_pictures(tmp_path: Path, ca
     }
     assert {p: p.read_bytes() for p in source.iterdir()} == before
     with Image.open(tmp_path / "out" / "male_black_0_faces.png") as drawn:
-        assert drawn.size == (256, 256) and pixels(drawn.convert("RGB"), PALETTE["gender", "male"]).sum() > 100
+        assert (
+            drawn.size == (256, 256) and pixels(drawn.convert("RGB"), PALETTE["gender", "male"]).sum() > 100
+        )
 
 
 def test_command_reads_every_face_of_a_crowd(tmp_path: Path, capsys) -> None:

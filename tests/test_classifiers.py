@@ -1,7 +1,6 @@
 """The default chain, its weight files, their converter and the calibration."""
 
 import hashlib
-import json
 import re
 import shutil
 import subprocess
@@ -17,15 +16,13 @@ from hypothesis import strategies as st
 
 from fair_adapter.shared.attributes import AGE, GENDER, RACE
 from fair_adapter.shared.classifiers import AttributeClassifier, load_classifier
-from fair_adapter.shared.classifiers.base import CALIBRATION, ClassifierModule, temperatures
 from fair_adapter.shared.classifiers.default import FILES, expected_years, load, two_ages
-from fair_adapter.shared.classifiers.dlib_face import dequantised
 from fair_adapter.shared.classifiers.graph import Graph
-from fair_adapter.shared.classifiers.weights import METADATA_KEY, WEIGHTS_FOLDER, identity, read_tensors
+from fair_adapter.shared.classifiers.weights import METADATA_KEY, WEIGHTS_FOLDER, dequantised, read_tensors
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import align, stack_points
-from fair_adapter.tests.fixture_faces import aligned, chain, images, rows
-from fair_adapter.trainer import calibrate, convert_weights
+from fair_adapter.tests.fixture_faces import FOLDER, aligned, chain, images, rows
+from fair_adapter.trainer import convert_weights
 
 
 def predicted(name: str) -> list[str]:
@@ -61,7 +58,9 @@ def test_default_chain_keeps_the_protocol() -> None:
             a.name: (2, len(a)) for a in chain().attributes
         }
         none = chain()(aligned().faces[:0])
-    assert {name: tuple(v.shape) for name, v in none.items()} == {a.name: (0, len(a)) for a in chain().attributes}
+    assert {name: tuple(v.shape) for name, v in none.items()} == {
+        a.name: (0, len(a)) for a in chain().attributes
+    }
 
 
 def test_one_pass_reads_what_the_separate_calls_read() -> None:
@@ -121,7 +120,9 @@ def test_every_output_has_a_gradient_that_a_step_confirms() -> None:
         with torch.no_grad():
             there, back = net.read(faces + step), net.read(faces - step)
             change = {**there.logits, "years": there.years[:, None] / 10, "embedding": there.embedding}[name]
-            change = change - {**back.logits, "years": back.years[:, None] / 10, "embedding": back.embedding}[name]
+            change = (
+                change - {**back.logits, "years": back.years[:, None] / 10, "embedding": back.embedding}[name]
+            )
         slope = change[:, 0] / 2e-5
         assert torch.allclose(slope, gradient.flatten(1).norm(dim=1), rtol=2e-2), name
 
@@ -151,8 +152,9 @@ def test_graph_agrees_with_the_onnx_reference() -> None:
     from onnx.reference import ReferenceEvaluator
 
     chips = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 0.3
-    tensors, metadata = read_tensors(WEIGHTS_FOLDER / FILES["age"])
-    model = as_onnx(tensors, metadata["program"], 64)
+    path = WEIGHTS_FOLDER / FILES["age"]
+    tensors, metadata = read_tensors(path)
+    model = as_onnx(dequantised(tensors, metadata["quantization"], path), metadata["program"], 64)
     (expected,) = ReferenceEvaluator(model).run(None, {metadata["program"]["input"]: chips.numpy()})
     with torch.no_grad():
         found = chain().age_net(chips).softmax(1)
@@ -160,12 +162,13 @@ def test_graph_agrees_with_the_onnx_reference() -> None:
 
 
 def test_converter_makes_the_shipped_graphs_byte_by_byte(tmp_path) -> None:
-    for key, half, size in (("gender", False, 32), ("age", True, 64)):
+    for key, pack, size in (("gender", False, 32), ("age", True, 64)):
         shipped = WEIGHTS_FOLDER / FILES[key]
         tensors, metadata = read_tensors(shipped)
+        tensors = dequantised(tensors, metadata["quantization"], shipped)
         model = as_onnx(tensors, metadata["program"], size).SerializeToString()
         made = convert_weights.write(
-            tmp_path / "made.safetensors", *convert_weights.from_onnx(model, convert_weights.CC0, half)
+            tmp_path / "made.safetensors", *convert_weights.from_onnx(model, convert_weights.CC0, pack)
         )
         assert made.read_bytes() == shipped.read_bytes()
 
@@ -197,10 +200,7 @@ def as_onnx(tensors: dict[str, torch.Tensor], program: dict, size: int):
 
     nodes = [helper.make_node(o, i, [out], **attributes) for o, i, out, attributes in program["nodes"]]
     nodes.append(helper.make_node("Softmax", [program["output"]], ["probabilities"], axis=1))
-    weights = [
-        numpy_helper.from_array((tensors[n].float() if tensors[n].is_floating_point() else tensors[n]).numpy(), n)
-        for n in program["shapes"]
-    ]
+    weights = [numpy_helper.from_array(tensors[name].numpy(), name) for name in program["shapes"]]
     graph = helper.make_graph(
         nodes,
         "net",
@@ -220,11 +220,23 @@ def test_files_are_the_ones_that_the_licence_page_lists() -> None:
 
 
 def test_quantised_weights_are_scale_times_level_plus_low() -> None:
-    levels = {"w": torch.tensor([0, 1, 255], dtype=torch.uint8), "f": torch.tensor([1.5], dtype=torch.float16)}
+    levels = {
+        "w": torch.tensor([0, 1, 255], dtype=torch.uint8),
+        "f": torch.tensor([1.5], dtype=torch.float16),
+    }
     found = dequantised(levels, {"w": [0.5, -3.0]}, WEIGHTS_FOLDER)
     assert found["w"].tolist() == [-3.0, -2.5, 124.5] and found["f"].tolist() == [1.5]
     with pytest.raises(FairAdapterError, match="quantisation range"):
         dequantised(levels, {}, WEIGHTS_FOLDER)
+
+
+@given(st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=20))
+def test_packed_values_are_close_and_pack_again_to_the_same(values: list[float]) -> None:
+    levels, (scale, low) = convert_weights.packed(torch.tensor(values))
+    unpacked = dequantised({"w": levels}, {"w": [scale, low]}, WEIGHTS_FOLDER)["w"]
+    assert low == 0 and (unpacked - torch.tensor(values)).abs().max() <= scale / 2
+    again, ranges = convert_weights.packed(unpacked)
+    assert torch.equal(again, levels) and ranges == [scale, low]
 
 
 def test_race_head_fit_separates_what_is_separable() -> None:
@@ -235,6 +247,20 @@ def test_race_head_fit_separates_what_is_separable() -> None:
     assert ((inputs @ weight.T + bias).argmax(1) == classes).all()
     again = convert_weights.fit_linear(inputs, classes, 3)
     assert torch.equal(weight, again[0]) and torch.equal(bias, again[1])
+
+
+def test_race_head_is_trained_on_a_labelled_folder(tmp_path) -> None:
+    lines = ["file,race"] + [f"{FOLDER / row['file']},{row['race']}" for row in rows()[::3]]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    tensors, notes = convert_weights.train_race_head(tmp_path / "labels.csv", WEIGHTS_FOLDER)
+    assert tensors["weight"].shape == (3, 128) and "12 faces of labels.csv" in notes["source"]
+    with torch.no_grad():
+        embeddings = F.normalize(chain().embed(aligned().faces[::3]))
+    named = [RACE.classes[i] for i in (embeddings @ tensors["weight"].T + tensors["bias"]).argmax(1).tolist()]
+    assert named == [row["race"] for row in rows()[::3]]
+    (tmp_path / "labels.csv").write_text("\n".join(lines[:2]))
+    with pytest.raises(FairAdapterError, match="each of wmelh/black/asian"):
+        convert_weights.train_race_head(tmp_path / "labels.csv", WEIGHTS_FOLDER)
 
 
 # ---- bad input
@@ -285,106 +311,6 @@ def test_faces_of_another_shape_are_refused(bad: tuple[int, ...]) -> None:
         chain()(torch.zeros(1, 3, 256, 256, dtype=torch.uint8))
 
 
-# ---- calibration
-
-
-def test_temperatures_divide_the_logits_and_move_no_decision() -> None:
-    faces = aligned().faces[:4]
-    with torch.no_grad():
-        raw, logits = chain().raw_logits(faces), chain()(faces)
-    for name, value in raw.items():
-        assert torch.allclose(logits[name] * chain().temperatures[name], value, rtol=1e-5)
-        assert torch.equal(logits[name].argmax(1), value.argmax(1))
-
-
-def test_stored_temperatures_were_measured_on_the_shipped_weights() -> None:
-    stored = json.loads(CALIBRATION.read_text(encoding="utf-8"))["default"]
-    assert chain().temperatures == {name: entry["temperature"] for name, entry in stored.items()}
-    assert chain().temperatures["gender"] > 1  # the gender net is over-confident
-    for entry in stored.values():
-        assert entry["identity"] == identity("default", *(WEIGHTS_FOLDER / f for f in FILES.values()))
-        assert entry["temperature"] >= 1 and entry["nll"][1] <= entry["nll"][0] + 0.002
-
-
-def test_bad_calibration_files_and_temperatures_are_refused(tmp_path) -> None:
-    path = tmp_path / "calibration.json"
-    for text in (None, "{", "[]", '{"default": {"gender": 3}}'):
-        if text is not None:
-            path.write_text(text)
-        with pytest.raises(FairAdapterError, match=re.escape(str(path))):
-            temperatures("default", (GENDER,), path)
-    path.write_text('{"default": {"gender": {"temperature": 2.5}}}')
-    assert temperatures("default", (GENDER, RACE), path) == {"gender": 2.5}
-    assert temperatures("another", (GENDER,), path) == {}
-    with pytest.raises(FairAdapterError, match="positive temperatures"):
-        ClassifierModule("x", "x:0", (GENDER,), {"gender": 0.0})
-
-
-def test_calibration_recovers_a_known_temperature() -> None:
-    generator = np.random.default_rng(0)
-    logits = generator.normal(size=(4000, 3)) * 2
-    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    labels = (probabilities.cumsum(1) < generator.random((4000, 1))).sum(1)
-    found = calibrate.calibrate(logits * 2.5, labels)
-    assert found.optimum == pytest.approx(2.5, rel=0.08)
-    assert found.optimum_ci[0] < 2.5 < found.optimum_ci[1]
-    assert found.after.nll < found.before.nll and found.after.ece < 0.3 * found.before.ece
-    sharp = calibrate.calibrate(logits * 0.5, labels)
-    assert sharp.optimum == pytest.approx(0.5, rel=0.08) and sharp.temperature == 1.0
-
-
-def test_calibration_error_of_known_cases() -> None:
-    confidence, correct = np.full(10, 0.9), np.arange(10) < 6
-    assert calibrate.calibration_error(confidence, correct) == pytest.approx(0.3)
-    assert calibrate.calibration_error(np.array([1.0, 1.0]), np.array([True, True])) == 0
-    weights = np.array([3.0, 1.0])
-    assert calibrate.calibration_error(np.array([0.8, 0.8]), np.array([True, False]), weights) == pytest.approx(
-        0.05
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "gender", "race", "age"),
-    [
-        ("african male 30 year old adult", 1, 1, 0),
-        ("asian female wrinkly 70 year old senior", 0, 2, 1),
-        ("woman long red hair", 0, None, None),
-        ("Middle Eastern", None, 0, None),
-        ("old age native american", None, None, 1),
-        ("typical adult south-american", None, 0, None),
-        ("non-binary person", None, None, None),
-        ("Caucasian", None, 0, None),
-        ("", None, None, None),
-    ],
-)
-def test_labels_are_read_from_search_texts(text: str, gender, race, age) -> None:
-    row = {"retrieval_text": text, "age": "57.3", "p_male": "1.0"}  # the nets' outputs are no labels
-    assert [calibrate.label(row, a) for a in (GENDER, RACE, AGE)] == [gender, race, age]
-
-
-def test_labels_are_read_from_columns_where_there_is_no_text() -> None:
-    assert calibrate.label({"gender": "Male"}, GENDER) == 1
-    assert calibrate.label({"gender": ""}, GENDER) is None
-    with pytest.raises(FairAdapterError, match="unknown class"):
-        calibrate.label({"gender": "man"}, GENDER)
-
-
-def test_calibration_command_writes_temperatures(tmp_path, monkeypatch, capsys) -> None:
-    from fair_adapter.tests.fixture_faces import FOLDER
-
-    lines = ["file,gender"] + [f"{FOLDER / row['file']},{row['gender']}" for row in rows()[::6]]
-    (tmp_path / "labels.csv").write_text("\n".join(lines))
-    target = tmp_path / "calibration.json"
-    monkeypatch.setattr(calibrate, "CALIBRATION", target)
-    assert calibrate.main([str(tmp_path / "labels.csv"), "--device", "cpu", "--write"]) == 0
-    entry = json.loads(target.read_text())["default"]["gender"]
-    assert entry["n"] == 6 and entry["identity"] == chain().identity
-    assert re.search(r"gender +6 +1\.000", capsys.readouterr().out)
-    for argument in (tmp_path / "missing.csv", FOLDER / "LICENSE.txt"):
-        assert calibrate.main([str(argument), "--device", "cpu"]) == 2
-        assert re.fullmatch(r"error: .*column 'file'.*\n", capsys.readouterr().err)
-
-
 def test_safetensors_metadata_is_one_entry() -> None:
     """Several entries would be written in random order, and the converter would not be deterministic."""
     from safetensors import safe_open
@@ -398,7 +324,8 @@ def test_importing_the_chain_loads_no_library_that_a_host_may_lack() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import conftest\n"
         "import fair_adapter.shared.classifiers.default, fair_adapter.shared.bars\n"
-        "print([m for m in ('facenet_pytorch', 'torchvision', 'onnx', 'diffusers', 'scipy') if m in sys.modules])"
+        "heavy = ('facenet_pytorch', 'torchvision', 'onnx', 'diffusers', 'scipy')\n"
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

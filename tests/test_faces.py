@@ -67,7 +67,9 @@ def test_cascade_agrees_with_the_package_it_replaces() -> None:
 
 def test_batch_is_the_same_as_one_by_one() -> None:
     pictures = images()[:5]
-    for together, alone in zip(detector().detect(pictures), (detector().detect(p[None])[0] for p in pictures)):
+    for together, alone in zip(
+        detector().detect(pictures), (detector().detect(p[None])[0] for p in pictures)
+    ):
         assert_same_faces(together, alone, 0.01)
 
 
@@ -122,7 +124,9 @@ def test_photo_turned_by_its_camera_is_read_upright(tmp_path) -> None:
     exif[0x0112] = 6
     picture.save(tmp_path / "turned.png", exif=exif)
     assert_same_faces(
-        detector().detect(load_image(tmp_path / "turned.png")[None])[0], detector().detect(images()[:1])[0], 0.01
+        detector().detect(load_image(tmp_path / "turned.png")[None])[0],
+        detector().detect(images()[:1])[0],
+        0.01,
     )
 
 
@@ -132,7 +136,9 @@ def test_grey_images_have_the_same_face() -> None:
         assert np.allclose(face.points, expected.points, atol=6)
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(3, 8, 8), torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8).byte()])
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(3, 8, 8), torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8).byte()]
+)
 def test_wrong_images_are_an_error(bad: torch.Tensor) -> None:
     with pytest.raises(FairAdapterError, match=r"expected floating point \(N, 3, H, W\)"):
         detector().detect(bad)
@@ -202,7 +208,9 @@ def test_similarity_recovers_the_transform(scale: float, angle: float, dx: float
 
 
 def test_coinciding_points_stay_finite() -> None:
-    face = align(torch.rand(1, 3, 20, 20, generator=torch.Generator().manual_seed(0)), torch.full((1, 5, 2), 7.0))
+    face = align(
+        torch.rand(1, 3, 20, 20, generator=torch.Generator().manual_seed(0)), torch.full((1, 5, 2), 7.0)
+    )
     assert face.isfinite().all()
 
 
@@ -211,7 +219,9 @@ def test_points_land_on_the_template(scale: float) -> None:
     """A picture whose red is x and whose green is y shows where every pixel of the frame came from."""
     side = round(160 * scale)
     x = (torch.arange(side, dtype=torch.float64) + 0.5) / side
-    picture = torch.stack([x.expand(side, side), x[:, None].expand(side, side), torch.zeros(side, side)])[None]
+    picture = torch.stack([x.expand(side, side), x[:, None].expand(side, side), torch.zeros(side, side)])[
+        None
+    ]
     points = torch.tensor([POINTS], dtype=torch.float64) * scale + 20 * scale
     face = align(picture, points)
     fitted = similarity(points, template()[None] * 256)

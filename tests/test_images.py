@@ -16,7 +16,7 @@ from fair_adapter.shared.images import image_files, load_image, open_image, to_b
 def test_tensor_and_picture_are_a_round_trip(levels: np.ndarray) -> None:
     tensor = to_tensor(Image.fromarray(levels))
     assert tensor.shape == (3, *levels.shape[:2])
-    assert 0 <= tensor.min() and tensor.max() <= 1
+    assert tensor.min() >= 0 and tensor.max() <= 1
     assert np.array_equal(np.asarray(to_pil(tensor)), levels)
 
 

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 
 from fair_adapter.shared.attributes import Attribute
-from fair_adapter.shared.classifiers import AttributeClassifier, load_classifier
+from fair_adapter.shared.classifiers import AttributeClassifier, ClassifierModule, load_classifier
 from fair_adapter.shared.classifiers.base import CALIBRATION
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import FaceDetector, align_largest
@@ -112,7 +112,9 @@ def label(row: dict[str, str], attribute: Attribute) -> int | None:
     return attribute.index(named.pop()) if len(named) == 1 else None
 
 
-def scores(logits: np.ndarray, labels: np.ndarray, temperature: np.ndarray | float) -> tuple[np.ndarray, ...]:
+def scores(
+    logits: np.ndarray, labels: np.ndarray, temperature: np.ndarray | float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per-sample negative log likelihood, confidence and correctness of (N, K) logits at a temperature."""
     scaled = logits / np.asarray(temperature, dtype=np.float64).reshape(-1, 1)
     scaled = scaled - scaled.max(1, keepdims=True)
@@ -284,7 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         device = torch.device(options.device)
         classifier = load_classifier(options.classifier)
-        if not isinstance(classifier, torch.nn.Module) or not hasattr(classifier, "temperatures"):
+        if not isinstance(classifier, ClassifierModule):
             raise FairAdapterError(f"classifier '{name}': expected one with temperatures, found none")
         classifier.temperatures = {a.name: 1.0 for a in classifier.attributes}
         data = read_logits(read_rows(options.images, classifier.attributes), classifier.to(device), device)

@@ -174,11 +174,12 @@ def fit(portraits: Portraits, folder: Path) -> list[str]:
     groups = picture_groups(portraits.faces)
     embeddings, logits = read_faces(FaceResNet(folder / NET_FILE), portraits.faces)
     judged: dict[str, Judged] = {}
+    head: dict[str, Tensor] = {}
     for attribute in ATTRIBUTES:
         chosen, classes = labelled(portraits.rows, groups, attribute)
         if attribute == RACE:
             found = cross_validate(embeddings[chosen], classes)
-            weight, bias = fit_linear(embeddings[chosen], classes, len(RACE))
+            head["weight"], head["bias"] = fit_linear(embeddings[chosen], classes, len(RACE))
         else:
             found = logits[attribute.name][chosen]
         calibration = calibrate(found.double().numpy(), classes.numpy())
@@ -190,7 +191,7 @@ def fit(portraits: Portraits, folder: Path) -> list[str]:
         "temperatures": {name: j.calibration.temperature for name, j in judged.items()},
         "accuracy": {name: asdict(j.accuracy) for name, j in judged.items()},
     }
-    write(folder / HEAD_FILE, {"weight": weight, "bias": bias}, notes)
+    write(folder / HEAD_FILE, head, notes)
     pictures = f"{len(groups)} faces, {len(set(groups))} different pictures"
     return [pictures, *(line for j in judged.values() for line in j.lines())]
 

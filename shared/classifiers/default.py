@@ -59,6 +59,10 @@ class FaceReading:
 class DefaultClassifier(ClassifierModule):
     """The chain as one module. Build it with `load`."""
 
+    race_weight: Tensor
+    race_bias: Tensor
+    mean: Tensor
+
     def __init__(self, folder: Path, scales: Mapping[str, float]) -> None:
         paths = {key: folder / file for key, file in FILES.items()}
         super().__init__(NAME, identity(NAME, *paths.values()), (GENDER, RACE, AGE), scales)

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import FairAdapterError
-from .weights import RESTORE, read_tensors, take
+from .weights import dequantised, read_tensors, take
 
 SIZE = 150  # side of the chip in px
 PADDING = 0.25  # of dlib's chip geometry
@@ -29,6 +28,9 @@ class DlibFaceNet(nn.Module):
     Raises:
         FairAdapterError: a tensor of the file is missing or of another shape.
     """
+
+    mean: Tensor
+    fc: Tensor
 
     def __init__(self, weights: dict[str, Tensor], path: Path) -> None:
         super().__init__()
@@ -59,22 +61,11 @@ class DlibFaceNet(nn.Module):
         return self.blocks(x).mean((2, 3)) @ self.fc
 
 
-def dequantised(tensors: dict[str, Tensor], ranges: dict[str, list[float]], path: Path) -> dict[str, Tensor]:
-    """Float32 tensors; uint8 ones are ``level * scale + low``, ``ranges`` holds [scale, low] for each."""
-    missing = [name for name, value in tensors.items() if value.dtype == torch.uint8 and name not in ranges]
-    if missing:
-        raise FairAdapterError(
-            f"{path}: expected a quantisation range for each 8-bit tensor, found none for '{missing[0]}'; "
-            f"{RESTORE.format(path)}"
-        )
-    return {
-        name: value.float() * ranges[name][0] + ranges[name][1] if name in ranges else value.float()
-        for name, value in tensors.items()
-    }
-
-
 class _Convolution(nn.Module):
     """Convolution with dlib's affine layer folded in."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(
         self,

@@ -55,6 +55,14 @@ class FaceResNet(nn.Module):
         FairAdapterError: the file lists no layers, or a tensor is missing or of another shape.
     """
 
+    mean: Tensor
+    feats_weight: Tensor
+    feats_bias: Tensor
+    gender_weight: Tensor
+    gender_bias: Tensor
+    age_weight: Tensor
+    age_bias: Tensor
+
     def __init__(self, path: Path) -> None:
         super().__init__()
         tensors, metadata = read_tensors(path)
@@ -92,6 +100,8 @@ class Evaluator(ClassifierModule):
     """Gender, race and age by nets of its own. Build it with `load`."""
 
     accuracy: Mapping[str, Accuracy]  # by attribute, against what the portraits were searched for
+    race_weight: Tensor
+    race_bias: Tensor
 
     def __init__(self, folder: Path) -> None:
         net, head = folder / NET_FILE, folder / HEAD_FILE

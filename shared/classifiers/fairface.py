@@ -47,6 +47,9 @@ AGES = ((9, 10, 11, 12, 13), (14, 15, 16, 17))  # young: up to 30-39; old: from 
 class FairFace(ClassifierModule):
     """A FairFace file as classifier of gender, race (with Indian) and age; of race alone with 4 races."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, net: nn.Module, races: int, label: str) -> None:
         attributes: tuple[Attribute, ...] = (GENDER, RACE4, AGE) if races == 7 else (RACE4,)
         super().__init__(NAME, label, attributes, temperatures(NAME, attributes))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import FairAdapterError
-from .weights import RESTORE, read_tensors, take
+from .weights import RESTORE, dequantised, read_tensors, take
 
 Attributes = Mapping[str, Any]
 
@@ -26,7 +26,7 @@ class Graph(nn.Module):
     """Float32 net of a converted file: (N, C, H, W) in, the tensor named ``output`` out.
 
     Args:
-        tensors: weights by ONNX name; half precision is widened.
+        tensors: weights by ONNX name, float32, and integer constants.
         program: {"input": name, "output": name, "shapes": {tensor: shape},
             "nodes": [[operator, inputs, output, attributes], ...]}.
         path: named in errors.
@@ -54,14 +54,14 @@ class Graph(nn.Module):
                 f"{RESTORE.format(path)}"
             )
         for name, shape in self.constants.items():
-            value = take(tensors, name, shape, path)
-            self.register_buffer(name, value.float() if value.is_floating_point() else value)
+            self.register_buffer(name, take(tensors, name, shape, path))
 
     @classmethod
     def load(cls, path: Path) -> Graph:
         """The net in a file written by `trainer/convert_weights.py`; errors as the class."""
         tensors, metadata = read_tensors(path)
-        return cls(tensors, metadata.get("program", {}), path)
+        values = dequantised(tensors, metadata.get("quantization", {}), path)
+        return cls(values, metadata.get("program", {}), path)
 
     def forward(self, x: Tensor) -> Tensor:
         values: dict[str, Tensor] = {name: getattr(self, name) for name in self.constants}

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -37,6 +38,28 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: expected a complete safetensors file, found {size} bytes that do not read as one "
             f"({error}); {remedy}"
         ) from error
+
+
+def dequantised(tensors: dict[str, Tensor], ranges: dict[str, list[float]], path: Path) -> dict[str, Tensor]:
+    """The tensors, integers that have an entry in ``ranges`` as float32 ``level * scale + low``.
+
+    Args:
+        tensors: as stored; float16 is widened, int64 constants stay as they are.
+        ranges: [scale, low] of every uint8 and int16 tensor.
+        path: named in errors.
+    """
+    values = {}
+    for name, value in tensors.items():
+        if value.dtype in (torch.uint8, torch.int16):
+            if name not in ranges:
+                raise FairAdapterError(
+                    f"{path}: expected a quantisation range for each packed tensor, found none for '{name}'; "
+                    f"{RESTORE.format(path)}"
+                )
+            scale, low = ranges[name]
+            value = value.float() * scale + low
+        values[name] = value.float() if value.is_floating_point() else value
+    return values
 
 
 def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Path) -> Tensor:

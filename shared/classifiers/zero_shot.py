@@ -65,6 +65,10 @@ class ZeroShot(ClassifierModule):
             without ``{}``, gender, race or age with other classes than ours.
     """
 
+    clip: Any  # open_clip's classes share these methods, but no type
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         clip: nn.Module,

@@ -107,7 +107,9 @@ def _sample(images: Tensor, transform: Tensor, size: int, block: int, samples: i
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     target = torch.stack([x, y], -1).view(1, -1, 2)
     # a similarity's inverse is its transpose over its determinant; source = inverse @ (target - shift)
-    source = (target - transform[:, None, :, 2]) @ transform[:, :, :2] / _determinant(transform)[:, None, None]
+    source = (
+        (target - transform[:, None, :, 2]) @ transform[:, :, :2] / _determinant(transform)[:, None, None]
+    )
     grid = source / source.new_tensor([width, height]) * 2.0 - 1.0
     faces = F.grid_sample(
         images, grid.view(-1, count, count, 2), mode="bilinear", padding_mode="border", align_corners=False

@@ -32,7 +32,7 @@ class Recipe:
     vae: Schedule = field(default_factory=lambda: Schedule(steps=3000, lr=8e-4, ema=0.995))
     kl_weight: float = 2e-4
     perceptual_weight: float = 0.25
-    cues_per_portrait: int = 6
+    cues_per_portrait: int = 4
     unet_batch: int = 64
     unet: Schedule = field(default_factory=lambda: Schedule(steps=9000, lr=1e-3, ema=0.999))
     no_caption: float = 0.1
