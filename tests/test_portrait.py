@@ -24,6 +24,9 @@ from fair_adapter.trainer.portrait.phrases import TEST, TRAIN, VALIDATION
 from fair_adapter.trainer.portrait.single_file import checkpoint_tensors, write_single_file
 
 WORLD = world.build_world()
+needs_model = pytest.mark.skipif(
+    not (PORTRAIT / "model_index.json").is_file(), reason="the portrait model is still being trained"
+)
 
 
 def test_world_has_the_papers_names_and_enough_others() -> None:
@@ -183,11 +186,12 @@ def model() -> StableDiffusion:
     return StableDiffusion.load()
 
 
+@needs_model
 def test_shipped_model_is_sd1_in_topology(model: StableDiffusion) -> None:
     unet, vae = model.unet.config, model.vae.config
     assert len(unet["block_out_channels"]) == 4 and unet["layers_per_block"] == 2
     assert (
-        all(width % 32 == 0 for width in unet["block_out_channels"]) and unet["block_out_channels"][0] == 32
+        all(width % 32 == 0 for width in unet["block_out_channels"]) and unet["block_out_channels"][0] == 64
     )
     assert [("CrossAttn" in b) for b in unet["down_block_types"]] == [True, True, True, False]
     assert len(vae["block_out_channels"]) == 4 and vae["latent_channels"] == 4
@@ -196,6 +200,7 @@ def test_shipped_model_is_sd1_in_topology(model: StableDiffusion) -> None:
     assert weights <= 24_000_000
 
 
+@needs_model
 def test_same_seed_same_picture_in_any_batch(model: StableDiffusion) -> None:
     prompts = ["a photo of the face of a doctor, a person", "a photo of the face of a nurse, a person"]
     pair = model.generate(prompts, [1, 2], 2.0, steps=4)
@@ -203,15 +208,18 @@ def test_same_seed_same_picture_in_any_batch(model: StableDiffusion) -> None:
     torch.testing.assert_close(pair[1:], alone, atol=2e-4, rtol=0)
 
 
+@needs_model
 def test_rollout_equals_the_stock_pipeline(model: StableDiffusion) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(PORTRAIT, dtype=torch.float32, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     prompt = "a photo of the face of a librarian, a person"
-    theirs = pipeline(prompt, num_inference_steps=6, guidance_scale=2.0, latents=starting_noise([9], (4, 16, 16)),
-                      output_type="pt").images  # fmt: skip
+    noise = starting_noise([9], (4, 16, 16))
+    drawn = pipeline(prompt, num_inference_steps=6, guidance_scale=2.0, latents=noise, output_type="pt")
+    theirs = drawn.images
     torch.testing.assert_close(model.generate([prompt], [9], 2.0, steps=6), theirs, atol=1e-3, rtol=0)
 
 
+@needs_model
 def test_single_file_checkpoint_draws_the_same_picture(tmp_path: Path, model: StableDiffusion) -> None:
     target = tmp_path / "portrait.safetensors"
     write_single_file(PORTRAIT, target)
@@ -232,7 +240,7 @@ def _from_ldm(tensors: dict[str, torch.Tensor], yaml_path: Path, model: StableDi
     config = yaml.safe_load(yaml_path.read_text())["model"]["params"]
     assert config["scale_factor"] == model.vae.config["scaling_factor"]
     assert config["unet_config"]["params"]["channel_mult"] == [
-        c // 32 for c in model.unet.config["block_out_channels"]
+        c // 64 for c in model.unet.config["block_out_channels"]
     ]
     parts = replace(model)
     parts.unet = type(model.unet).from_config(model.unet.config)
@@ -244,6 +252,7 @@ def _from_ldm(tensors: dict[str, torch.Tensor], yaml_path: Path, model: StableDi
     return parts.to("cpu")
 
 
+@needs_model
 @pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model"])
 def test_truncated_weights_are_named(tmp_path: Path, part: str) -> None:
     import shutil
@@ -255,11 +264,13 @@ def test_truncated_weights_are_named(tmp_path: Path, part: str) -> None:
         StableDiffusion.load(folder)
 
 
+@needs_model
 def test_wrong_ending_is_named(tmp_path: Path) -> None:
     with pytest.raises(FairAdapterError, match=r"\.safetensors"):
         write_single_file(PORTRAIT, tmp_path / "model.ckpt")
 
 
+@needs_model
 def test_card_matches_the_world() -> None:
     card = read_card(PORTRAIT)
     assert card.phrases == len(WORLD) and 1.5 <= card.guidance_scale <= 3

@@ -1,6 +1,11 @@
-"""Converts what the trainer makes into files that other programs load.
+"""Converts what the trainer makes, and the authors' released adapters, into files that other programs load.
 
-python trainer/export.py portrait [--out portrait.safetensors]   one checkpoint + yaml for AUTOMATIC1111
+    python trainer/export.py adapter FILE [--target gender=50/50] [--name NAME] [--out DIR]
+        a kohya LoRA and a textual-inversion embedding at one target, for any host's stock loaders
+    python trainer/export.py official FILE_OR_FOLDER ... --target gender=50/50 --out adapter.safetensors
+        the official release's .pth files as a fairness adapter
+    python trainer/export.py portrait [--out portrait.safetensors]
+        the portrait model as one checkpoint with its yaml, for AUTOMATIC1111
 """
 
 from __future__ import annotations
@@ -16,24 +21,71 @@ if "fair_adapter" not in sys.modules:  # the repository root under its one impor
     _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
     sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
+from fair_adapter.shared.adapter import FairnessAdapter
+from fair_adapter.shared.adapter_export import export_adapter
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer.families.stable_diffusion import PORTRAIT
+from fair_adapter.trainer.official import import_official
 from fair_adapter.trainer.portrait.single_file import write_single_file
 
 
-def main(arguments: list[str] | None = None) -> int:
+def export_at_target(options: argparse.Namespace) -> list[str]:
+    """Writes LoRA and embedding; returns what to tell the user."""
+    adapter = FairnessAdapter.read(options.file)
+    name = options.name or options.file.stem
+    written = export_adapter(
+        adapter, options.target, name, options.out, options.out, options.strength, options.overwrite
+    )
+    paths = [path for path in (written.lora, written.embedding) if path is not None]
+    return [*(f"warning: {text}" for text in written.weights.warnings), *(f"wrote {path}" for path in paths)]
+
+
+def convert_official(options: argparse.Namespace) -> list[str]:
+    """Writes one adapter of the release's .pth files."""
+    name = options.name or options.out.stem
+    path = import_official(options.files, options.target, name).write(options.out, options.overwrite)
+    return [f"wrote {path}"]
+
+
+def write_portrait(options: argparse.Namespace) -> list[str]:
+    """Writes the checkpoint, its yaml and its text encoder's folder."""
+    write_single_file(options.model, options.out)
+    return [f"wrote {options.out}", f"wrote {options.out.with_suffix('.yaml')}"]
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Convert models and adapters for other programs.")
     commands = parser.add_subparsers(dest="what", required=True)
+    adapter = commands.add_parser("adapter", help="LoRA and embedding of an adapter at one target")
+    adapter.add_argument("file", type=Path)
+    adapter.add_argument("--target", help="e.g. gender=50/50 (default: the one it was trained for)")
+    adapter.add_argument("--strength", type=float, default=1.0)
+    adapter.add_argument("--name", help="of the files (default: the adapter's)")
+    adapter.add_argument("--out", type=Path, default=Path("runs/export"), help="folder")
+    adapter.set_defaults(run=export_at_target)
+    official = commands.add_parser("official", help="the official release's .pth files as an adapter")
+    official.add_argument("files", type=Path, nargs="+", help=".pth files, or the folder that holds them")
+    official.add_argument("--target", required=True, help="what they were trained for: exp-1 ... or a target")
+    official.add_argument("--name", help="of the adapter (default: that of the file)")
+    official.add_argument("--out", type=Path, required=True, help="the adapter file to write")
+    official.set_defaults(run=convert_official)
     portrait = commands.add_parser("portrait", help="the portrait model as one checkpoint with its yaml")
     portrait.add_argument("--model", type=Path, default=PORTRAIT, help="diffusers folder")
     portrait.add_argument("--out", type=Path, default=Path("runs/portrait.safetensors"))
-    options = parser.parse_args(arguments)
+    portrait.set_defaults(run=write_portrait)
+    for command in (adapter, official):
+        command.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
     try:
-        write_single_file(options.model, options.out)
+        lines = options.run(options)
     except FairAdapterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {options.out} and {options.out.with_suffix('.yaml')}")
+    print("\n".join(lines))
     return 0
 
 

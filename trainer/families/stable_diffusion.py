@@ -4,6 +4,9 @@ The portrait model in ``shared/portrait`` is one of them. Prompts are encoded as
 77 tokens, no attention mask.
 """
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# (diffusers annotates these wrongly)
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,5 +1,8 @@
 """The portrait model's four networks: SD1 topology, small widths."""
 
+# pyright: reportArgumentType=false
+# (diffusers annotates block lists as tuples of one)
+
 from __future__ import annotations
 
 import gzip
@@ -32,13 +35,16 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """SD1's four levels with attention in the first three; about half a GFLOP at 16 x 16 latents."""
+    """SD1's four levels with attention in the first three; 0.73 GFLOP at 16 x 16 latents.
+
+    A first width of 32 (0.54 GFLOP) was tried: after 200 steps its loss was .195, this one's .174.
+    """
     return UNet2DConditionModel(
         sample_size=LATENT_SIDE,
         in_channels=4,
         out_channels=4,
         layers_per_block=2,
-        block_out_channels=(32, 96, 96, 96),
+        block_out_channels=(64, 64, 96, 96),
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         cross_attention_dim=TEXT_WIDTH,
@@ -73,6 +79,7 @@ def build_scheduler() -> DPMSolverMultistepScheduler:
         beta_end=0.012,
         beta_schedule="scaled_linear",
         num_train_timesteps=1000,
+        steps_offset=1,
         algorithm_type="dpmsolver++",
         solver_order=2,
         solver_type="midpoint",

@@ -1,5 +1,8 @@
 """Writes the trained parts as a diffusers folder in float16, small in a git clone too."""
 
+# pyright: reportArgumentType=false
+# (diffusers annotates optional parts as required)
+
 from __future__ import annotations
 
 from pathlib import Path

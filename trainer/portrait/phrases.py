@@ -31,8 +31,8 @@ sale, anesthesiologist, secondary school teacher, dancer"""
 
 TRAIN = _words(
     """doctor, nurse, engineer, teacher, lawyer, plumber, electrician, carpenter, chef, waiter, baker,
-bartender, cashier, farmer, fisher, pilot, flight attendant, bus driver, truck driver, taxi driver, mechanic, welder,
-machinist, mason, roofer, painter, plasterer, glazier, tailor, shoemaker, jeweler, watchmaker,
+bartender, cashier, farmer, fisher, pilot, flight attendant, bus driver, truck driver, taxi driver, mechanic,
+welder, machinist, mason, roofer, painter, plasterer, glazier, tailor, shoemaker, jeweler, watchmaker,
 hairdresser, barber, manicurist, makeup artist, fashion designer, graphic designer, photographer,
 sculptor, musician, singer, pianist, drummer, actor, film director, journalist, editor, translator,
 author, poet, publisher, archivist, curator, historian, philosopher, economist, statistician,

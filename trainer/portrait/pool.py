@@ -103,7 +103,7 @@ def load_sources(path: Path) -> list[Source]:
             image,
             alpha,
             points,
-            tuple(int(c) for c in cell),
+            (int(cell[0]), int(cell[1]), int(cell[2])),
             float(rest[0]),
             float(rest[1]),
             bool(rest[2]),

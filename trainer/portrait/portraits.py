@@ -11,6 +11,9 @@ Backdrops (the visible cue of a phrase, see ``world.py``) are painted behind the
 Arrays are numpy: RGB uint8 (128, 128, 3), alpha uint8 (128, 128); points are (5, 2) in pixels.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+# (OpenCV's stubs do not know its optional arguments)
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace

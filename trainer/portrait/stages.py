@@ -1,5 +1,8 @@
 """The stages that train the portrait model: autoencoder, latents, text encoder + U-Net."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# (diffusers annotates these wrongly)
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -11,15 +14,25 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from ...shared.classifiers.dlib_face import DlibFaceNet
 from ...shared.classifiers.weights import WEIGHTS_FOLDER
 from .fitting import Schedule, fit
-from .models import LATENT_SIDE, build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
+from .models import (
+    LATENT_SIDE,
+    TEXT_WIDTH,
+    build_scheduler,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    build_vae,
+)
 from .pool import CELLS, Pool, load_arrays, save_arrays
 from .world import COLOURS, build_world, draw_caption, paint, training_shares
 
 CUES = 2 * len(COLOURS)
+CELL_STRIDES = np.array([6, 2, 1])  # gender, race, age -> index of the cell
 
 
 @dataclass(frozen=True)
@@ -29,12 +42,14 @@ class Recipe:
     seed: int = 1
     per_cell: tuple[int, int, int] = (1200, 800, 800)  # pool: wmelh, black, asian
     vae_batch: int = 16
-    vae: Schedule = field(default_factory=lambda: Schedule(steps=3000, lr=8e-4, ema=0.995))
+    vae: Schedule = field(default_factory=lambda: Schedule(steps=1900, lr=1e-3, ema=0.995))
     kl_weight: float = 2e-4
     perceptual_weight: float = 0.25
     cues_per_portrait: int = 4
+    text_batch: int = 256
+    text: Schedule = field(default_factory=lambda: Schedule(steps=400, lr=2e-3, ema=0.99, save_every=100))
     unet_batch: int = 64
-    unet: Schedule = field(default_factory=lambda: Schedule(steps=9000, lr=1e-3, ema=0.999))
+    unet: Schedule = field(default_factory=lambda: Schedule(steps=14000, lr=2e-3, ema=0.999))
     no_caption: float = 0.1
     min_snr: float = 5.0
 
@@ -134,16 +149,81 @@ def encode_pool(pool: Pool, vae: AutoencoderKL, recipe: Recipe, path: Path, devi
         with torch.autocast(device.type, torch.bfloat16):
             z = vae.encode((x * 2 - 1).contiguous(memory_format=torch.channels_last)).latent_dist.mode()
         latents[i : i + 128] = (z.float() * vae.config["scaling_factor"]).cpu().numpy()
-    cell = pool.cell[index] @ np.array([6, 2, 1])
+    cell = pool.cell[index] @ CELL_STRIDES
     save_arrays(path, latents=latents, bucket=(cell * CUES + cues).astype(np.int16))
+
+
+class CaptionReader(nn.Module):
+    """Text encoder with heads that tell a caption's cue and perceived attributes.
+
+    Trained before the U-Net: a U-Net that starts with an unread text encoder ignores captions for thousands
+    of steps. All positions from the end token on are read, since cross-attention sees them all.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text_encoder = build_text_encoder()
+        self.heads = nn.ModuleList(nn.Linear(TEXT_WIDTH, n) for n in (CUES, 2, 3, 2))
+
+    def forward(self, ids: Tensor) -> list[Tensor]:
+        """ids (N, 77) -> logits (N, 77, K) of cue, gender, race, age."""
+        hidden = self.text_encoder(ids).last_hidden_state
+        return [head(hidden) for head in self.heads]
+
+
+def train_text(recipe: Recipe, work: Path, device: torch.device) -> CLIPTextModel:
+    """Teaches the text encoder what captions mean in this world: cross-entropy on cue and drawn cell."""
+    tokenizer = build_tokenizer(work / "tokenizer")
+    captions = Captions(tokenizer)
+    torch.manual_seed(recipe.seed)
+    model = CaptionReader().to(device)
+
+    def losses(rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+        ids, cells, cues = captions.draw(rng, recipe.text_batch, no_caption=0.0)
+        ends = torch.argmax((ids == tokenizer.eos_token_id).int(), 1)
+        places = ends + (torch.from_numpy(rng.random(len(ids))) * (77 - ends)).long()
+        targets = torch.from_numpy(np.concatenate([cues[:, None], cells], 1)).to(device)
+        logits = model(ids.to(device))
+        rows = torch.arange(len(ids), device=device)
+        pairs = zip(("cue", "gender", "race", "age"), logits, targets.unbind(1))
+        return {
+            name: F.cross_entropy(value[rows, places.to(device)], target) for name, value, target in pairs
+        }
+
+    fit("text", model, losses, recipe.text, recipe.seed, work, device)
+    return model.text_encoder
+
+
+class Captions:
+    """Draws captions of the world with their tokens, cells and cues."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.world = build_world()
+        self.shares = training_shares(self.world)
+
+    def draw(
+        self, rng: np.random.Generator, count: int, no_caption: float
+    ) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """ids (N, 77), cells (N, 3), cues (N,); a caption is empty with probability ``no_caption``."""
+        texts, cells, cues = [], [], []
+        for k in rng.integers(len(self.world), size=count):
+            text, cell = draw_caption(self.world[k], self.shares[k], rng)
+            texts.append("" if rng.random() < no_caption else text)
+            cells.append(cell)
+            cues.append(self.world[k].cue)
+        tokens = self.tokenizer(
+            texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        )
+        return tokens.input_ids, np.array(cells), np.array(cues)
 
 
 class TextAndUNet(nn.Module):
     """Text encoder and U-Net, trained together."""
 
-    def __init__(self) -> None:
+    def __init__(self, text_encoder: CLIPTextModel | None = None) -> None:
         super().__init__()
-        self.text_encoder = build_text_encoder()
+        self.text_encoder = text_encoder or build_text_encoder()
         self.unet = build_unet()
 
     def forward(self, z: Tensor, t: Tensor, ids: Tensor) -> Tensor:
@@ -155,30 +235,19 @@ def train_unet(recipe: Recipe, work: Path, device: torch.device) -> TextAndUNet:
     arrays = load_arrays(work / "latents.npz", "latents")
     latents = torch.from_numpy(arrays["latents"])
     buckets = [np.flatnonzero(arrays["bucket"] == b) for b in range(len(CELLS) * CUES)]
-    tokenizer = build_tokenizer(work / "tokenizer")
-    world = build_world()
-    shares = training_shares(world)
+    captions = Captions(build_tokenizer(work / "tokenizer"))
     alphas = build_scheduler().alphas_cumprod.to(device)
+    text_encoder = train_text(recipe, work, device)
     torch.manual_seed(recipe.seed)
-    model = TextAndUNet().to(device)
+    model = TextAndUNet(text_encoder).to(device)
     if device.type == "cpu":  # the flash kernel's backward pass is several times slower there
         model.unet.set_attn_processor(AttnProcessor())
     predict = torch.compile(model)
 
-    def draw(rng: np.random.Generator) -> tuple[list[str], list[int]]:
-        captions, rows = [], []
-        for k in rng.integers(len(world), size=recipe.unet_batch):
-            caption, cell = draw_caption(world[k], shares[k], rng)
-            bucket = buckets[(cell[0] * 6 + cell[1] * 2 + cell[2]) * CUES + world[k].cue]
-            rows.append(int(rng.choice(bucket)))
-            captions.append("" if rng.random() < recipe.no_caption else caption)
-        return captions, rows
-
     def losses(rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
-        captions, rows = draw(rng)
-        ids = tokenizer(
-            captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
-        ).input_ids
+        ids, cells, cues = captions.draw(rng, recipe.unet_batch, recipe.no_caption)
+        wanted = cells @ CELL_STRIDES * CUES + cues
+        rows = [int(rng.choice(buckets[b])) for b in wanted]
         z0 = latents[rows].to(device).float()
         t = torch.randint(len(alphas), (len(rows),), generator=noise, device=device)
         eps = torch.randn(z0.shape, generator=noise, device=device)

@@ -7,6 +7,9 @@ FACES holds faces.csv and images/ (the synthetic adult portraits this model was 
 two CPU cores: about two hours. A stage whose result is there is skipped; delete the result to do it again.
 """
 
+# pyright: reportArgumentType=false
+# (diffusers annotates ModelMixin.to wrongly)
+
 from __future__ import annotations
 
 import argparse

@@ -1,0 +1,275 @@
+"""Fairness adapters: one safetensors file with a LoRA, soft tokens or both, for one target or for any.
+
+    lora_te_..., lora_unet_...    kohya LoRA: .lora_down.weight, .lora_up.weight, .alpha at the default target
+    fair.gate.<kohya name>        (K, rank)   g(t) = 1 + sum_k t_k G_k, multiplies the columns of lora_up
+    fair.soft.<encoder>           (n, d)      P_0, the soft tokens at the default target
+    fair.soft_target.<encoder>    (K, n, d)   P_k: P(t) = P_0 + sum_k t_k P_k
+    fair.soft_neutral.<encoder>   (n, d)      where strength begins; zero if left out
+    fair.target                   (K,)        the default target's vector, in files that follow the target
+    metadata `fair_adapter`       JSON, see adapter_info.py
+
+t are the target coordinates (adapter_target.py), zero at the default target: all that a stock loader knows
+to read is the default target, and `at(default)` is what stands in the file, bit for bit. Encoders: clip_l,
+clip_g, clip_h (SD 2), t5xxl.
+
+A1111, Forge and ComfyUI pass over the `fair.` tensors. diffusers refuses a file that has any without "lora"
+in its name, and in silence loads nothing of one that has others: `fair.target` makes sure that it refuses.
+
+`FairnessAdapter.at(target, strength)` is the one definition of what target and strength mean, for every host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from . import lora, soft_prompt
+from .adapter_info import ENTRY, AdapterInfo, BaseModel, public_metadata
+from .adapter_target import TargetSpace
+from .attributes import TargetDistribution
+from .errors import FairAdapterError
+from .tensor_file import TensorFile, read_metadata, read_tensors, serialise, write_bytes
+
+ENCODERS = ("clip_l", "clip_g", "clip_h", "t5xxl")
+VECTOR = "fair.target"
+MAX_TOKENS = 64  # of 75 that a prompt has; the rest is left to the words
+_LORA_KEY = re.compile(r"(lora_(?:te|te1|te2|unet)_\w+)(\.lora_down\.weight|\.lora_up\.weight|\.alpha)")
+_GATE_KEY = re.compile(r"fair\.gate\.(lora_(?:te|te1|te2|unet)_\w+)")
+_SOFT_KEY = re.compile(rf"fair\.(soft|soft_target|soft_neutral)\.({'|'.join(ENCODERS)})")
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterWeights:
+    """An adapter at one target and strength: plain soft tokens and a plain LoRA.
+
+    soft: encoder -> (n, d).  lora: kohya state dict. Both empty at strength 0, which is the base model.
+    target: over the adapter's attributes.  warnings: what the adapter was not trained for, one line each.
+    """
+
+    soft: Mapping[str, Tensor]
+    lora: Mapping[str, Tensor]
+    target: TargetDistribution
+    strength: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def content_hash(self) -> str:
+        """12 hex digits over all tensors: another target, strength or file gives another."""
+        digest = hashlib.sha256()
+        for key, value in sorted({**self.soft, **self.lora}.items()):
+            digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+
+@dataclass(frozen=True, eq=False)
+class FairnessAdapter:
+    """info: what the file says about itself.  tensors: by their keys in the file, on the CPU.
+    source: the file, for messages.
+
+    Raises FairAdapterError for tensors that are missing, unknown, of a wrong shape or type, or not finite.
+    """
+
+    info: AdapterInfo
+    tensors: Mapping[str, Tensor]
+    source: str = "adapter"
+
+    def __post_init__(self) -> None:
+        _check_tensors(self.tensors, self.targets.dimension, self.source)
+
+    # ---- what it is
+
+    @property
+    def targets(self) -> TargetSpace:
+        """Default target, coordinates, trained range."""
+        return self.info.targets
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether it can be asked for other targets than its default."""
+        return self.targets.dimension > 0
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Text encoders that get soft tokens."""
+        return tuple(name for name in ENCODERS if f"fair.soft.{name}" in self.tensors)
+
+    @property
+    def layers(self) -> dict[str, tuple[int, int]]:
+        """kohya name -> (out, in) of the layers with a LoRA."""
+        names = lora.lora_names(self.tensors)
+        return {n: (len(self.tensors[n + lora.UP]), self.tensors[n + lora.DOWN].shape[1]) for n in names}
+
+    # ---- what it does
+
+    def at(self, target: TargetDistribution | str | None = None, strength: float = 1.0) -> AdapterWeights:
+        """Plain soft tokens and a plain LoRA for a target.
+
+        target: None is the default; see TargetSpace.resolve for texts, attributes it does not name and
+            warnings.
+        strength: multiplies the LoRA (its `up`) and moves the soft tokens from the neutral embedding N to
+            N + strength (P(t) - N). 1 is the trained adapter; 0 gives neither tokens nor LoRA, exactly the
+            base model. N is where training began (commas, unless set otherwise), so that for both parts
+            strength scales what training added.
+        """
+        if not math.isfinite(strength):
+            raise FairAdapterError(
+                f"{self.source}: strength: expected a number such as 1.0, found {strength}"
+            )
+        resolved = self.targets.resolve(target)
+        if strength == 0:
+            return AdapterWeights({}, {}, resolved.target, 0.0, resolved.warnings)
+        t = resolved.coordinates
+        return AdapterWeights(
+            soft=soft_prompt.at_coordinates(self.tensors, t, strength),
+            lora=lora.at_coordinates(self.tensors, t, strength),
+            target=resolved.target,
+            strength=float(strength),
+            warnings=resolved.warnings,
+        )
+
+    def check_base(self, found: BaseModel) -> tuple[str, ...]:
+        """That the adapter fits a loaded model; warnings if it was trained on other weights of its kind.
+
+        Raises FairAdapterError with reason and remedy for another architecture or width.
+        """
+        return self.info.base.check(found, self.source)
+
+    def check_layers(self, model: Mapping[str, tuple[int, ...]]) -> None:
+        """That a model has all LoRA layers.  model: kohya name -> (out, in).  Raises FairAdapterError."""
+        lora.check_layers(self.layers, model, self.source)
+
+    # ---- the file
+
+    @classmethod
+    def read(cls, path: Path | str) -> FairnessAdapter:
+        """Raises FairAdapterError for whatever is not a complete, undamaged fairness adapter."""
+        file = read_tensors(path, "fairness adapter", required=ENTRY)
+        info = AdapterInfo.from_json(file.metadata[ENTRY], str(path))
+        _check_hash(file, str(path))
+        _check_vector(file.tensors.pop(VECTOR, None), info.targets, str(path))
+        return cls(info, file.tensors, str(path))
+
+    @staticmethod
+    def read_info(path: Path | str) -> AdapterInfo:
+        """What the file says about itself, without its tensors: for lists. Raises as `read`."""
+        metadata = read_metadata(path, "fairness adapter")
+        if ENTRY not in metadata:
+            raise FairAdapterError(
+                f"{path}: expected a fairness adapter, found a file without the metadata entry '{ENTRY}'; "
+                "choose another file"
+            )
+        return AdapterInfo.from_json(metadata[ENTRY], str(path))
+
+    def write(self, path: Path | str, overwrite: bool = False) -> Path:
+        """Write the file atomically; equal adapters give equal bytes.
+
+        Raises FairAdapterError if the file exists and may not be overwritten, or cannot be written.
+        """
+        tensors = dict(self.tensors)
+        if self.conditioned:
+            tensors[VECTOR] = self.targets.vector_of_default()
+        metadata = public_metadata(self.info, tensors, self.kind, lora_ranks(tensors))
+        metadata[ENTRY] = self.info.to_json()
+        return write_bytes(path, serialise(tensors, metadata), overwrite)
+
+    @property
+    def negative_tokens(self) -> bool:
+        """Whether it was trained with the soft tokens before the negative prompt too."""
+        return self.info.configuration.get("negative_tokens") is True
+
+    @property
+    def kind(self) -> str:
+        """modelspec's word for it."""
+        return "lora" if self.layers else "textual-inversion"
+
+
+def lora_ranks(tensors: Mapping[str, Tensor]) -> list[tuple[int, float]]:
+    """(rank, alpha) of each LoRA layer."""
+    names = lora.lora_names(tensors)
+    return [(len(tensors[n + lora.DOWN]), float(tensors[n + lora.ALPHA])) for n in names]
+
+
+# ---- checks
+
+
+def _check_hash(file: TensorFile, source: str) -> None:
+    stated = file.metadata.get("sshs_model_hash")
+    if stated is not None and stated != file.payload_hash:
+        raise FairAdapterError(
+            f"{source}: expected content of sha256 {stated[:12]}, found {file.payload_hash[:12]}: the file "
+            "is damaged; download or export it again"
+        )
+
+
+def _check_vector(stored: Tensor | None, targets: TargetSpace, source: str) -> None:
+    """That the metadata name the target that the tensors are for: another would shift every coordinate."""
+    if stored is None:
+        return
+    expected = targets.vector_of_default()
+    if stored.shape != expected.shape or not torch.allclose(stored.float(), expected, rtol=0, atol=1e-6):
+        found = f"the vector of another, {[round(x, 4) for x in stored.reshape(-1)[:8].tolist()]}"
+        _wrong(source, f"tensors for the default target {targets.default.to_text()}", found)
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], dimension: int, source: str) -> None:
+    """Every key known, every part complete, every shape consistent, every number finite."""
+    if not tensors:
+        raise FairAdapterError(f"{source}: expected a LoRA or soft tokens, found no tensor; export it again")
+    for key, value in tensors.items():
+        known = any(pattern.fullmatch(key) for pattern in (_LORA_KEY, _GATE_KEY, _SOFT_KEY))
+        if not known:
+            _wrong(source, "tensors of a fairness adapter", f"'{key[:120]}'")
+        if value.dtype not in _DTYPES:
+            _wrong(source, f"'{key}' in float32 or float16", str(value.dtype))
+        if not torch.isfinite(value).all():
+            _wrong(source, f"finite numbers in '{key}'", "NaN or infinity")
+        name = _LORA_KEY.fullmatch(key)
+        if name:
+            _check_lora(tensors, name[1], dimension, source)
+        elif key.startswith(lora.GATE) and key.removeprefix(lora.GATE) + lora.DOWN not in tensors:
+            _wrong(source, f"the LoRA layer of '{key}'", "none")
+        elif key.startswith("fair.soft"):
+            _check_soft(tensors, key.rpartition(".")[2], dimension, source)
+
+
+def _check_lora(tensors: Mapping[str, Tensor], name: str, dimension: int, source: str) -> None:
+    parts = [tensors.get(name + part) for part in (lora.DOWN, lora.UP, lora.ALPHA)]
+    down, up, alpha = parts
+    if down is None or up is None or alpha is None:
+        missing = next(p for p, value in zip((lora.DOWN, lora.UP, lora.ALPHA), parts) if value is None)
+        _wrong(source, f"'{name}{missing}'", "none")
+    if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1] or not down.numel() or not up.numel():
+        found = f"{tuple(down.shape)} and {tuple(up.shape)}"
+        _wrong(source, f"'{name}' as down (rank, in) and up (out, rank)", found)
+    if alpha.numel() != 1 or float(alpha) <= 0:
+        _wrong(source, f"one positive number in '{name}.alpha'", f"{alpha.reshape(-1)[:3].tolist()}")
+    gate = tensors.get(lora.GATE + name)
+    if gate is not None and tuple(gate.shape) != (dimension, len(down)):
+        _wrong(source, f"'{lora.GATE}{name}' of shape {(dimension, len(down))}", f"{tuple(gate.shape)}")
+
+
+def _check_soft(tensors: Mapping[str, Tensor], encoder: str, dimension: int, source: str) -> None:
+    value = tensors.get(f"fair.soft.{encoder}")
+    if value is None:
+        _wrong(source, f"'fair.soft.{encoder}'", "none")
+    if value.ndim != 2 or not 1 <= len(value) <= MAX_TOKENS or not value.shape[1]:
+        _wrong(source, f"'fair.soft.{encoder}' of 1 to {MAX_TOKENS} tokens", f"shape {tuple(value.shape)}")
+    shapes = {"soft_target": (dimension, *value.shape), "soft_neutral": tuple(value.shape)}
+    for part, shape in shapes.items():
+        other = tensors.get(f"fair.{part}.{encoder}")
+        if other is not None and tuple(other.shape) != shape:
+            _wrong(source, f"'fair.{part}.{encoder}' of shape {shape}", f"{tuple(other.shape)}")
+
+
+def _wrong(source: str, expected: str, found: str) -> NoReturn:
+    raise FairAdapterError(f"{source}: expected {expected}, found {found}; export it again")

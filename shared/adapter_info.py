@@ -1,0 +1,228 @@
+"""What an adapter file says about itself: the metadata entry `fair_adapter`, and those of other programs.
+
+`fair_adapter` is one JSON object with `"format": 1`. `modelspec.*` (Stability AI's model specification
+1.0.0), `ss_*` and `sshs_*` (kohya's sd-scripts) are what A1111, Forge and model managers show and sort by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .adapter_target import TargetSpace
+from .errors import FairAdapterError
+from .tensor_file import payload_hash, serialise
+
+ENTRY = "fair_adapter"
+FORMAT = 1
+# architecture: modelspec's name, kohya's ss_base_model_version, ss_v2
+_ARCHITECTURES = {
+    "sd1": ("stable-diffusion-v1", "sd_v1", False),
+    "sd2": ("stable-diffusion-v2-768-v", "sd_v2", True),
+    "sdxl": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", False),
+}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A model that adapters are trained on or put on.
+
+    name: for people.  architecture: "sd1", "sd2", "sdxl", ...
+    widths: what must agree, as far as it is known: "clip_l", "clip_g", "t5xxl" (token embedding), "context"
+        (cross-attention), "unet" (first level).
+    hash: `weights_hash` of the U-Net; empty if not known.
+    """
+
+    name: str
+    architecture: str
+    widths: Mapping[str, int] = field(default_factory=dict)
+    hash: str = ""
+
+    def check(self, found: BaseModel, source: str) -> tuple[str, ...]:
+        """That something trained on this model fits `found`; a warning if the weights are others.
+
+        Raises FairAdapterError for another architecture or another width.
+        """
+        remedy = f"load {self.name} or choose an adapter made for {found.name}"
+        if found.architecture != self.architecture:
+            raise FairAdapterError(
+                f"{source}: made for {self.name} ({self.architecture}), found {found.name} "
+                f"({found.architecture}); {remedy}"
+            )
+        for part, width in self.widths.items():
+            if found.widths.get(part, width) != width:
+                raise FairAdapterError(
+                    f"{source}: made for {self.name} ({part} of width {width}), found {found.name} "
+                    f"({part} of width {found.widths[part]}); {remedy}"
+                )
+        if self.hash and found.hash and self.hash != found.hash:
+            return (f"trained on {self.name}, but {found.name} has other weights: shares may differ",)
+        return ()
+
+
+def weights_hash(input_layer: Tensor, output_layer: Tensor) -> str:
+    """Which U-Net this is, in every host's layout: the weights of its first and last convolution.
+
+    diffusers calls them `conv_in.weight` and `conv_out.weight`, checkpoints `input_blocks.0.0.weight` and
+    `out.2.weight`. Taken in float16, so that float16 and float32 files of a model agree. 64 hex digits.
+    """
+    digest = hashlib.sha256()
+    for weight in (input_layer, output_layer):
+        digest.update(weight.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What is written into the file beside the tensors.
+
+    name: for people, also kohya's output name.  base: the model it was trained on.
+    targets: default target, kind of coordinates, trained range.
+    classifier: `identity` of the classifier of training.
+    prompts, evaluation, configuration: JSON objects: what it was trained on, measured as and set to.
+    created: date in ISO form.
+    """
+
+    name: str
+    base: BaseModel
+    targets: TargetSpace
+    classifier: str = ""
+    prompts: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    description: str = ""
+    author: str = ""
+    licence: str = ""
+    created: str = ""
+
+    def to_json(self) -> str:
+        """The entry `fair_adapter`. Raises FairAdapterError for what JSON cannot hold, such as NaN."""
+        base = self.base
+        table: dict[str, Any] = {
+            "format": FORMAT,
+            "name": self.name,
+            "base": {
+                "name": base.name,
+                "architecture": base.architecture,
+                "widths": dict(base.widths),
+                "hash": base.hash,
+            },
+            **self.targets.to_dict(),
+        }
+        table |= {key: dict(getattr(self, key)) for key in _TABLES}
+        table |= {key: getattr(self, key) for key in _TEXTS}
+        try:
+            return json.dumps(table, allow_nan=False, ensure_ascii=False)
+        except (TypeError, ValueError) as error:
+            raise FairAdapterError(
+                f"adapter {self.name!r}: metadata that JSON cannot hold ({error})"
+            ) from error
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> AdapterInfo:
+        """The reverse of `to_json`.
+
+        Raises FairAdapterError if it is no such object or of another format.
+        """
+        try:
+            table = json.loads(text, parse_constant=_no_constant)
+            if not isinstance(table, dict):
+                raise TypeError(f"a {type(table).__name__} instead of an object")
+            if table.get("format") != FORMAT:
+                raise FairAdapterError(
+                    f"{source}: expected adapter format {FORMAT}, found {str(table.get('format'))[:40]!r}; "
+                    "update Fair Adapter"
+                )
+            base = table["base"]
+            widths = {str(part): int(width) for part, width in base.get("widths", {}).items()}
+            model = BaseModel(
+                _text(base, "name"), _text(base, "architecture"), widths, _text(base, "hash", "")
+            )
+            tables = {key: dict(table.get(key, {})) for key in _TABLES}
+            rest: dict[str, Any] = {**tables, **{key: _text(table, key, "") for key in _TEXTS}}
+            return cls(_text(table, "name"), model, TargetSpace.from_dict(table), **rest)
+        except FairAdapterError as error:
+            raise FairAdapterError(_prefixed(error, source)) from error
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
+            found = " ".join(repr(error).split())[:200]
+            raise FairAdapterError(
+                f"{source}: expected a complete metadata entry '{ENTRY}', found {found}; export it again"
+            ) from error
+
+
+_TABLES = ("prompts", "evaluation", "configuration")
+_TEXTS = ("classifier", "description", "author", "licence", "created")
+
+
+def _text(table: Mapping[str, Any], key: str, default: str | None = None) -> str:
+    value = table[key] if default is None else table.get(key, default)
+    if not isinstance(value, str):
+        raise TypeError(f"{key}: expected a text, found {type(value).__name__}")
+    return value
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _prefixed(error: FairAdapterError, source: str) -> str:
+    return str(error) if str(error).startswith(source) else f"{source}: {error}"
+
+
+# ---- metadata of other programs
+
+
+def public_metadata(
+    info: AdapterInfo,
+    tensors: Mapping[str, Tensor],
+    kind: str = "lora",
+    ranks: Iterable[tuple[int, float]] = (),
+    title: str = "",
+) -> dict[str, str]:
+    """`modelspec.*`, `ss_*` and `sshs_*` for a file of these tensors.
+
+    kind: "lora" or "textual-inversion".  ranks: (rank, alpha) of the LoRA layers.
+    title: instead of the adapter's name.
+    `sshs_model_hash` is the sha256 of all bytes after the header, `sshs_legacy_hash` (sd-scripts and A1111's
+    first hash) 8 digits of that of 64 KiB from 1 MiB on, in a file whose metadata are the `ss_*` alone.
+    """
+    name, base = title or info.name, info.base
+    modelspec, version, second = _ARCHITECTURES.get(
+        base.architecture, (base.architecture, base.architecture, False)
+    )
+    kohya = {
+        "ss_output_name": name,
+        "ss_sd_model_name": base.name,
+        "ss_base_model_version": version,
+        "ss_v2": str(second),
+        "ss_training_comment": f"fairness adapter for {info.targets.default.to_text()}",
+    }
+    for rank, alpha in sorted(set(ranks))[-1:]:  # one rank for all layers, or the highest
+        kohya |= {"ss_network_module": "networks.lora", "ss_network_dim": str(rank)}
+        kohya["ss_network_alpha"] = f"{alpha:g}"
+    data = serialise(tensors, kohya)
+    digest = payload_hash(data)
+    spec = {
+        "sai_model_spec": "1.0.0",
+        "architecture": f"{modelspec}/{kind}",
+        "implementation": "diffusers",
+        "title": name,
+        "description": info.description,
+        "author": info.author,
+        "date": info.created,
+        "license": info.licence,
+        "tags": "fairness, " + ", ".join(a.name for a in info.targets.attributes),
+        "hash_sha256": f"0x{digest}",
+    }
+    return {
+        **{f"modelspec.{key}": value for key, value in spec.items() if value},
+        **kohya,
+        "sshs_model_hash": digest,
+        "sshs_legacy_hash": hashlib.sha256(data[0x100000 : 0x100000 + 0x10000]).hexdigest()[:8],
+    }

@@ -1,0 +1,283 @@
+"""What is trained, put on a Stable Diffusion model: soft prompt, text-encoder LoRA, U-Net LoRA, or any mix.
+
+    with Adaptation.create(model, space, AdaptationConfig(soft_tokens=5, text_lora=True)) as adaptation:
+        guidance = adaptation.guidance(prompts, scale, target)   # carries the graph to the parameters
+        trajectory = rollout(adaptation.denoise, sampler, noise, guidance)
+        accumulate_gradients(adaptation.denoise, trajectory, g, guidance, ...)
+    adaptation.to_adapter(info).write(path)
+
+A LoRA acts in both branches of the guidance, as a host's LoRA does; soft tokens stand before the prompt and,
+unless asked for, not before the negative one. Detached, the model is the base model again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..shared.adapter import AdapterWeights, FairnessAdapter
+from ..shared.adapter_info import AdapterInfo, BaseModel, weights_hash
+from ..shared.adapter_target import TargetSpace
+from ..shared.attributes import TargetDistribution
+from ..shared.errors import FairAdapterError
+from ..shared.lora import ALPHA, GATE_STD, RANK, LoraSet, text_layers, unet_layers
+from ..shared.sampling import Conditioning, Guidance
+from ..shared.soft_prompt import INITIAL_WORDS, TOKENS, SoftPrompt, initial_tokens, prompt_ids, spliced
+from .families.stable_diffusion import StableDiffusion
+
+ENCODER = "clip_l"
+COORDINATES = "coordinates"  # of the target, beside the text in a conditioning: the U-Net's gates follow them
+Target = TargetDistribution | str | None
+
+
+@dataclass(frozen=True)
+class AdaptationConfig:
+    """What is trained and where it begins.
+
+    soft_tokens: tokens after the start token, 0 for none.  text_lora, unet_lora: train these.
+    rank, alpha: of the LoRA; alpha None is the rank.
+    initial_words: the soft prompt begins with their embeddings; None draws tokens, as the paper does.
+    negative_tokens: put the soft tokens before the negative prompt too.
+    gate_std: standard deviation of the initial gates of a target-conditioned LoRA.
+    seed: of everything drawn here.
+    """
+
+    soft_tokens: int = TOKENS
+    text_lora: bool = False
+    unet_lora: bool = False
+    rank: int = RANK
+    alpha: float | None = None
+    initial_words: str | None = INITIAL_WORDS
+    negative_tokens: bool = False
+    gate_std: float = GATE_STD
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.soft_tokens < 0 or self.rank < 1 or (self.alpha is not None and self.alpha <= 0):
+            raise FairAdapterError(
+                "adaptation: expected 0 or more soft tokens, a rank of 1 or more and a positive alpha, "
+                f"found {self.soft_tokens}, {self.rank} and {self.alpha}"
+            )
+        if not (self.soft_tokens or self.text_lora or self.unet_lora):
+            raise FairAdapterError("adaptation: nothing to train; set soft_tokens, text_lora or unet_lora")
+
+
+class Adaptation(nn.Module):
+    """Soft prompt and LoRAs on one model.
+
+    Parameters and state dict are those of the trained parts alone, float32 (float64 on a float64 model).
+    """
+
+    def __init__(
+        self,
+        model: StableDiffusion,
+        space: TargetSpace,
+        soft: SoftPrompt | None = None,
+        text: LoraSet | None = None,
+        unet: LoraSet | None = None,
+        negative_tokens: bool = False,
+    ) -> None:
+        super().__init__()
+        self.base = model
+        self.space = space
+        self.soft = soft
+        self.text = text
+        self.unet = unet
+        self.negative_tokens = negative_tokens
+        self.to(model.device)
+        self._attached = False
+
+    @classmethod
+    def create(cls, model: StableDiffusion, space: TargetSpace, config: AdaptationConfig) -> Adaptation:
+        """Fresh, changing nothing but by its initial soft tokens; target-conditioned if `space` is."""
+        generator = torch.Generator().manual_seed(config.seed)
+        soft = None
+        if config.soft_tokens:
+            start = initial_tokens(
+                model.text_encoder, model.tokenizer, config.soft_tokens, config.initial_words, generator
+            )
+            soft = SoftPrompt({ENCODER: start}, space.dimension)
+        options = (config.rank, config.alpha, space.dimension, config.gate_std, generator)
+        text = LoraSet.create(text_layers(model.text_encoder), *options) if config.text_lora else None
+        unet = LoraSet.create(unet_layers(model.unet), *options) if config.unet_lora else None
+        return cls(model, space, soft, text, unet, config.negative_tokens)
+
+    @classmethod
+    def from_adapter(cls, model: StableDiffusion, adapter: FairnessAdapter) -> Adaptation:
+        """An adapter file as trainable parts, to be measured or trained further.
+
+        Raises FairAdapterError for an adapter of another base model.
+        """
+        adapter.check_base(describe_base(model, "this model"))
+        return cls._from_tensors(model, adapter.targets, adapter.tensors, adapter.negative_tokens)
+
+    @classmethod
+    def from_weights(cls, model: StableDiffusion, weights: AdapterWeights) -> Adaptation:
+        """What a host does with `FairnessAdapter.at`: plain soft tokens and a plain LoRA, for one target."""
+        soft = {f"fair.soft.{encoder}": value for encoder, value in weights.soft.items()}
+        return cls._from_tensors(model, TargetSpace(weights.target), {**soft, **weights.lora}, False)
+
+    @classmethod
+    def _from_tensors(
+        cls, model: StableDiffusion, space: TargetSpace, tensors: Mapping[str, Tensor], negative: bool
+    ) -> Adaptation:
+        dtype = torch.promote_types(model.unet.dtype, torch.float32)
+
+        def part(*starts: str) -> dict[str, Tensor]:
+            return {key: value for key, value in tensors.items() if key.startswith(starts)}
+
+        soft, text, unet = (
+            part("fair.soft"),
+            part("lora_te", "fair.gate.lora_te"),
+            part("lora_unet", "fair.gate.lora_unet"),
+        )
+        return cls(
+            model,
+            space,
+            SoftPrompt.from_tensors(soft, dtype) if soft else None,
+            LoraSet.from_tensors(text, dtype) if text else None,
+            LoraSet.from_tensors(unet, dtype) if unet else None,
+            negative,
+        )
+
+    # ---- on and off
+
+    def attach(self) -> None:
+        """Put the LoRAs on the model. Raises FairAdapterError if they do not fit."""
+        if self.text is not None:
+            self.text.attach(text_layers(self.base.text_encoder))
+        if self.unet is not None:
+            try:
+                self.unet.attach(unet_layers(self.base.unet))
+            except FairAdapterError:
+                self.detach()
+                raise
+        self._attached = True
+
+    def detach(self) -> None:
+        """The base model again."""
+        for part in (self.text, self.unet):
+            if part is not None:
+                part.detach()
+        self._attached = False
+
+    def __enter__(self) -> Adaptation:
+        self.attach()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+    @contextmanager
+    def disabled(self) -> Iterator[StableDiffusion]:
+        """The base model, for the images that the trained ones are compared with."""
+        self.detach()
+        try:
+            yield self.base
+        finally:
+            self.attach()
+
+    # ---- the model as the core calls it
+
+    def encode(self, prompts: Sequence[str], target: Target = None, tokens: bool = True) -> Conditioning:
+        """{"text": (N, 77, D)}, and {"coordinates": (1, K)} where a U-Net LoRA follows the target.
+
+        target: None is the default target.  tokens: whether the soft tokens stand before the prompts.
+        """
+        if not self._attached:
+            raise FairAdapterError("adaptation: not on the model; use `with adaptation:` or attach()")
+        coordinates = self.space.resolve(target).coordinates[None].to(self.base.device)
+        soft = self.soft if tokens else None
+        rows = None if soft is None else soft(coordinates)[ENCODER]
+        ids = prompt_ids(self.base.tokenizer, prompts, 0 if rows is None else len(rows))
+        if self.text is not None:
+            self.text.coordinates = coordinates
+        with spliced(self.base.text_encoder, rows):
+            text = self.base.text_encoder(ids.to(self.base.device)).last_hidden_state
+        if self.unet is None or not self.space.dimension:
+            return {"text": text}
+        return {"text": text, COORDINATES: coordinates}
+
+    def guidance(
+        self, prompts: Sequence[str], scale: float, target: Target = None, negative: str = ""
+    ) -> Guidance:
+        """Both guidance branches for N prompts and one target."""
+        conditional = self.encode(prompts, target)
+        return Guidance(conditional, self.encode([negative], target, self.negative_tokens), scale)
+
+    def denoise(self, inputs: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The U-Net's output (B, 4, h, w) for scaled latents of that shape, each row at its own target."""
+        if self.unet is not None:
+            self.unet.coordinates = conditioning.get(COORDINATES)
+        return self.base.denoise(inputs, timesteps, conditioning)
+
+    def adapted(self, target: Target = None) -> AdaptedModel:
+        """The model with the adapter at a target, to generate with like the base model."""
+        return AdaptedModel(
+            **{f.name: getattr(self.base, f.name) for f in fields(self.base)}, adaptation=self, target=target
+        )
+
+    # ---- training and files
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by kind, for learning rates of their own: soft, soft_target, lora, gate."""
+        groups: dict[str, list[nn.Parameter]] = {"soft": [], "soft_target": [], "lora": [], "gate": []}
+        for name, parameter in self.named_parameters():
+            kind = "gate" if name.endswith(".gate") else "lora"
+            if name.startswith("soft."):
+                kind = "soft_target" if name.startswith("soft.slopes.") else "soft"
+            groups[kind].append(parameter)
+        return {kind: parameters for kind, parameters in groups.items() if parameters}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All parts under their keys in an adapter file, detached copies on the CPU."""
+        parts = (self.soft, self.text, self.unet)
+        return {key: value for part in parts if part is not None for key, value in part.tensors().items()}
+
+    def to_adapter(self, info: AdapterInfo, dtype: torch.dtype | None = None) -> FairnessAdapter:
+        """The adapter file of the parameters as they are (load the moving average first, if it is wanted).
+
+        dtype: of the stored tensors; None keeps the parameters'. `info` must be for this target space.
+        """
+        if info.targets != self.space:
+            raise FairAdapterError(
+                f"adapter {info.name!r}: expected metadata for the target space of training, found another"
+            )
+        info = replace(info, configuration={**info.configuration, "negative_tokens": self.negative_tokens})
+        tensors = self.tensors()
+        if dtype is not None:
+            tensors = {k: v if k.endswith(ALPHA) else v.to(dtype) for k, v in tensors.items()}
+        return FairnessAdapter(info, tensors, info.name)
+
+
+@dataclass
+class AdaptedModel(StableDiffusion):
+    """A StableDiffusion whose prompts and U-Net go through an attached adaptation."""
+
+    adaptation: Adaptation
+    target: Any = None
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        return self.adaptation.encode(prompts, self.target)
+
+    def guidance(self, prompts: Sequence[str], scale: float, negative: str = "") -> Guidance:
+        return self.adaptation.guidance(prompts, scale, self.target, negative)
+
+    def denoise(self, inputs: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.adaptation.denoise(inputs, timesteps, conditioning)
+
+
+def describe_base(model: StableDiffusion, name: str, architecture: str = "sd1") -> BaseModel:
+    """What an adapter file says about the model that it was trained on."""
+    unet = model.unet
+    widths = {
+        ENCODER: int(model.text_encoder.config.hidden_size),
+        "context": int(unet.config["cross_attention_dim"]),
+        "unet": int(unet.config["block_out_channels"][0]),
+    }
+    return BaseModel(name, architecture, widths, weights_hash(unet.conv_in.weight, unet.conv_out.weight))
