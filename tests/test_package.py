@@ -1,6 +1,7 @@
 """Rules of the repository as a whole: one import name, light imports, a small clone, licences."""
 
 import ast
+import importlib.util
 import json
 import re
 import subprocess
@@ -133,6 +134,17 @@ def test_own_folders_are_never_imported_by_bare_name() -> None:
 
 
 # --- light imports --------------------------------------------------------------------------------------
+
+
+def test_no_module_beside_a_program_hides_a_package() -> None:
+    """Python puts a program's folder first on sys.path: `packaging.py` there broke diffusers once."""
+    hidden = []
+    for program in (path for path in entry_points() if path.name != "conftest.py"):
+        for module in program.parent.glob("*.py"):
+            name = module.stem
+            if name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
+                hidden.append(str(module.relative_to(ROOT)))
+    assert not hidden, f"rename: {sorted(set(hidden))}"
 
 
 def test_root_imports_as_comfyui_does_it_without_heavy_modules() -> None:

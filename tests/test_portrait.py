@@ -17,7 +17,7 @@ from torch import nn
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.seeds import noise_seed, starting_noise
 from fair_adapter.trainer.families.stable_diffusion import PORTRAIT, StableDiffusion
-from fair_adapter.trainer.portrait import fitting, packaging, pool, world
+from fair_adapter.trainer.portrait import bundle, fitting, pool, world
 from fair_adapter.trainer.portrait.card import read_card
 from fair_adapter.trainer.portrait.models import build_tokenizer
 from fair_adapter.trainer.portrait.phrases import TEST, TRAIN, VALIDATION
@@ -176,7 +176,7 @@ def test_unknown_words_share_one_vector() -> None:
     embedding = torch.randn(49408, 4)
     known = [5, 320, 49406, 49407]
     before = embedding[known].clone()
-    packaging.settle_unknown_words(embedding, known)
+    bundle.settle_unknown_words(embedding, known)
     assert torch.equal(embedding[known], before)
     assert torch.allclose(embedding[0], before.mean(0)) and torch.equal(embedding[0], embedding[777])
 

@@ -4,7 +4,7 @@
     python trainer/portrait/train.py STAGE ...     sources | pool | vae | latents | unet | export
 
 FACES holds faces.csv and images/ (the synthetic adult portraits this model was made of). One GPU: minutes;
-two CPU cores: about two hours. A stage whose result is there is skipped; delete the result to do it again.
+two CPU cores: three hours. A stage whose result is there is skipped; delete the result to do it again.
 """
 
 # pyright: reportArgumentType=false
@@ -16,6 +16,7 @@ import argparse
 import importlib.machinery
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 if "fair_adapter" not in sys.modules:  # the repository root under its one import name
@@ -27,8 +28,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.trainer.portrait.bundle import write_gallery, write_pipeline
 from fair_adapter.trainer.portrait.card import PortraitCard
-from fair_adapter.trainer.portrait.packaging import write_gallery, write_pipeline
 from fair_adapter.trainer.portrait.pool import Pool, build_pool, load_sources, read_sources, save_sources
 from fair_adapter.trainer.portrait.stages import Recipe, encode_pool, train_unet, train_vae
 from fair_adapter.trainer.portrait.world import build_world
@@ -91,16 +92,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/portrait/model"), help="the exported diffusers folder"
     )
+    parser.add_argument(
+        "--unet-steps", type=int, default=Recipe().unet.steps, help="optimiser steps of the U-Net"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     try:
         options.work.mkdir(parents=True, exist_ok=True)
+        recipe = Recipe()
+        recipe = replace(recipe, unet=replace(recipe.unet, steps=options.unet_steps))
         for stage in STAGES if options.stage == "all" else (options.stage,):
             if stage == "sources" and options.faces is None and not (options.work / "sources.npz").exists():
                 raise FairAdapterError(
                     "stage sources: expected --faces FOLDER with faces.csv and images/, found none"
                 )
-            run_stage(stage, options, Recipe())
+            run_stage(stage, options, recipe)
     except (FairAdapterError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
