@@ -1,0 +1,258 @@
+"""Configuration: defaults, files, overrides, errors; prompts and targets that follow from it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fair_adapter.shared.attributes import GENDER, RACE, TargetDistribution
+from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.trainer.config import (
+    Config,
+    PromptSource,
+    TargetConfig,
+    differences,
+    load_config,
+    options,
+)
+from fair_adapter.trainer.prompts import HELD_OUT, SETS, Schedule, evenly, read_prompts, training_sets
+from fair_adapter.trainer.settings import plain
+from fair_adapter.trainer.targets import TargetDraw, target_space
+
+CONFIGS = Path(__file__).parents[1] / "trainer" / "configs"
+BOTH = TargetDistribution.parse("gender=equal;race=equal")
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text("adapter: {soft_tokens: 5}\n" + text, encoding="utf-8")
+    return path
+
+
+# ---- settings
+
+
+def test_defaults_are_the_papers(tmp_path):
+    config = load_config(write(tmp_path, ""))
+    assert config.optimizer.lr == 5e-5 and config.optimizer.images == 24 and config.optimizer.ema == 0.996
+    assert config.sampling.steps == (19, 23) and config.model.guidance_scale == 7.5
+    assert config.loss.semantics == 8 and not config.loss.changed and not config.loss.changed_face
+    assert config.loss.face == 1 and config.loss.confidence == 0.8 and config.adapter.rank == 50
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configurations_load_and_train_on_no_held_out_name(path):
+    config = load_config(path)
+    held_out = {p.name for name in HELD_OUT for p in read_prompts(PromptSource(name))}
+    sets = training_sets(config.prompts.train)
+    assert sets and not held_out & {p.name for prompts in sets for p in prompts}
+    assert config.run.output != "runs/train"
+    if "sd15" not in path.stem:
+        assert config.model.path == "portrait" and config.model.guidance_scale is None
+        target_space(config.target, TargetDistribution.parse(config.target.text))
+
+
+def test_configurations_of_the_issue_are_there():
+    names = {p.stem for p in CONFIGS.glob("*.yaml")}
+    wanted = (
+        "soft_prompt lora_text lora_unet both joint age75 multi_concept target_conditioned demo sd15_joint"
+    )
+    assert names >= set(wanted.split())
+
+
+def test_later_settings_win(tmp_path):
+    path = write(tmp_path, "optimizer: {lr: 1.0e-3, images: 8}\nloss: {changed: {race: .6}}\n")
+    config = load_config(path, ["optimizer.lr=2e-4", "loss.changed.gender=.3", "run.wandb=null"])
+    assert config.optimizer.lr == 2e-4 and config.optimizer.images == 8 and config.run.wandb is None
+    assert config.loss.changed == {"race": 0.6, "gender": 0.3}
+
+
+def test_lists_and_nested_values(tmp_path):
+    text = "prompts: {train: [{set: sports, weight: 2, templates: ['a {}']}]}\n"
+    config = load_config(write(tmp_path, text), ["target.range={gender: {female: [.1, .9]}}"])
+    assert config.prompts.train == (PromptSource("sports", 2.0, ("a {}",)),)
+    assert config.target.range == {"gender": {"female": (0.1, 0.9)}}
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        ("optimiser: {lr: 1}", [], "'optimiser'; did you mean 'optimizer"),
+        ("", ["optimizer.learning_rate=1"], "unknown key 'optimizer.learning_rate'"),
+        ("", ["optimizer.iteration=9"], "did you mean 'optimizer.iterations'"),
+        ("", ["lr=1e-4"], "did you mean 'optimizer.lr'"),
+        ("", ["sampling.step=[1,2]"], "did you mean 'sampling.steps'"),
+        ("", ["prompts.train=[{sett: sports}]"], "did you mean"),
+        ("", ["optimizer.lr=fast"], "optimizer.lr: expected a number, found 'fast'"),
+        ("", ["optimizer.images=2.5"], "optimizer.images: expected a whole number"),
+        ("", ["adapter.text_lora=1"], "expected true or false"),
+        ("", ["model.dtype=float8"], "expected one of float32, bfloat16, float16"),
+        ("", ["sampling.steps=20"], "expected a list of 2"),
+        ("", ["sampling.steps=[9, 3]"], "fewest <= most"),
+        ("", ["optimizer.images=0"], "expected 1 or more, found 0"),
+        ("", ["loss.confidence=1.5"], "expected 0 to 1"),
+        ("", ["sampling.gradient_steps=50"], "at most the 19 steps"),
+        ("", ["adapter.soft_tokens=0"], "nothing to train"),
+        ("", ["prompts.train=[]"], "positive weight"),
+        ("", ["optimizer.lr"], "expected key=value"),
+        ("", ["optimizer=3"], "expected settings"),
+        ("", ["run.name=[unclosed"], "does not read as YAML"),
+        ("a: [", [], "expected YAML"),
+        ("run: {seed: 1, seed: 2}", [], "there twice"),
+        ("- 1", [], "expected"),
+    ],
+)
+def test_wrong_settings_are_one_clear_line(tmp_path, text, overrides, expected):
+    with pytest.raises(FairAdapterError) as error:
+        load_config(write(tmp_path, text), overrides)
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_file_names_the_shipped_ones(tmp_path):
+    with pytest.raises(FairAdapterError, match=r"nowhere\.yaml.*soft_prompt\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_every_option_is_documented():
+    rows = list(options())
+    assert len(rows) > 60 and all(len(doc) > 10 for _, _, doc in rows)
+    assert all(len(key.split(".")) == 2 for key, _, _ in rows)
+    for key, default, _ in rows:
+        section, name = key.split(".")
+        assert plain(getattr(getattr(Config(), section), name)) == yaml.safe_load(default) or "e" in default
+
+
+def test_differences_ignore_what_a_run_may_change(tmp_path):
+    old = plain(load_config(write(tmp_path, "")))
+    new = plain(
+        load_config(write(tmp_path, ""), ["run.save_every=7", "optimizer.iterations=9", "run.output=x"])
+    )
+    assert differences(old, new) == []
+    other = plain(load_config(write(tmp_path, ""), ["optimizer.lr=1"]))
+    assert differences(old, other) == ["optimizer.lr: 5e-05 was, 1.0 is asked for"]
+
+
+# ---- prompts
+
+
+def test_sets_of_prompts():
+    for name in SETS:
+        prompts = read_prompts(PromptSource(name))
+        assert prompts and len({p.text for p in prompts}) == len(prompts)
+    assert len(read_prompts(PromptSource("occupations_test"))) == 50
+    assert len(read_prompts(PromptSource("occupations_validation"))) == 10
+    assert len(read_prompts(PromptSource("occupations_train"))) >= 100
+    assert all(p.cue is None for p in read_prompts(PromptSource("no_person")))
+    assert all(p.cue is not None for p in read_prompts(PromptSource("sports")))
+    off = read_prompts(PromptSource("off_template"))
+    assert not {p.text for p in off} & {p.text for p in read_prompts(PromptSource("occupations_test"))}
+
+
+def test_prompts_from_files(tmp_path):
+    lines, table = tmp_path / "a.txt", tmp_path / "a.json"
+    lines.write_text("# comment\nnurse\n\nnurse\n  baker \n", encoding="utf-8")
+    table.write_text('{"prompts": ["a cat", "a dog"]}', encoding="utf-8")
+    source = PromptSource(str(lines), 1.0, ("photo of a {}", "a {}"))
+    assert [p.text for p in read_prompts(source)] == ["photo of a nurse", "a baker"]
+    assert [p.text for p in read_prompts(PromptSource(str(table)))] == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("empty.txt", b"\n# only a comment\n", "expected a prompt on each line, found none"),
+        ("latin.txt", b"caf\xe9", "save it as UTF-8"),
+        ("bad.json", b"{", "expected a prompt on each line or a JSON list"),
+        ("table.json", b'{"words": 3}', "no list of texts"),
+        ("missing.txt", None, "expected a file of prompts, found none"),
+    ],
+)
+def test_wrong_prompt_files(tmp_path, name, content, expected):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(FairAdapterError, match=expected):
+        read_prompts(PromptSource(str(path)))
+
+
+def test_unknown_set_template_and_held_out_training():
+    with pytest.raises(FairAdapterError, match="did you mean 'sports'"):
+        read_prompts(PromptSource("sport"))
+    with pytest.raises(FairAdapterError, match="where the name goes"):
+        read_prompts(PromptSource("sports", 1.0, ("no place",)))
+    with pytest.raises(FairAdapterError, match="held out"):
+        training_sets([PromptSource("occupations_test")])
+
+
+def test_schedule_keeps_weights_and_goes_through_every_prompt():
+    sets = [read_prompts(PromptSource(name)) for name in ("sports", "descriptors")]
+    schedule = Schedule(sets, [3.0, 1.0], seed=5)
+    turns = [schedule[i] for i in range(4 * len(sets[0]))]
+    counts = [sum(t.prompt.set == name for t in turns) for name in ("sports", "descriptors")]
+    assert counts == [3 * len(sets[0]), len(sets[0])]
+    for epoch in range(3):
+        names = [t.prompt.name for t in turns if t.prompt.set == "sports" and t.epoch == epoch]
+        assert sorted(names) == sorted(p.name for p in sets[0])
+    again = Schedule(sets, [3.0, 1.0], seed=5)
+    assert again[37] == turns[37] and again[2] == turns[2]
+    assert [Schedule(sets, [3.0, 1.0], seed=6)[i] for i in range(20)] != turns[:20]
+
+
+@given(st.integers(1, 60), st.integers(0, 80))
+def test_evenly_keeps_order_and_number(count, limit):
+    items = list(range(count))
+    chosen = evenly(items, limit)  # type: ignore[arg-type]
+    assert len(chosen) == (min(limit, count) if limit else count) and chosen == sorted(set(chosen))
+
+
+# ---- targets
+
+
+def space(**settings):
+    return target_space(TargetConfig(**settings), BOTH)
+
+
+def test_targets_stay_in_their_range_and_come_back():
+    limits = {"gender": {"female": (0.1, 0.9)}, "race": {"black": (0.2, 0.3), "asian": (0.0, 0.5)}}
+    draw = TargetDraw(space(vector="marginals", range=limits), 0.25, seed=3)
+    targets = [draw[i] for i in range(200)]
+    women = np.array([t.marginal("gender")[0] for t in targets])
+    black = np.array([t.marginal("race")[1] for t in targets])
+    drawn = np.array([t != BOTH for t in targets])
+    assert 0.65 < drawn.mean() < 0.85
+    assert women[drawn].min() >= 0.1 and women[drawn].max() <= 0.9 and women[drawn].std() > 0.15
+    assert black[drawn].min() >= 0.2 and black[drawn].max() <= 0.3
+    assert all(t.is_product for t in targets) and draw[7] == targets[7]
+
+
+def test_joint_targets_and_fixed_ones():
+    limits = {"gender*race": {"female*black": (0.3, 0.6)}}
+    draw = TargetDraw(space(vector="cells", range=limits), 0.0)
+    cell = [draw[i].marginal("gender", "race")[0, 1] for i in range(50)]
+    assert min(cell) >= 0.3 and max(cell) <= 0.6 and not all(draw[i].is_product for i in range(5))
+    assert TargetDraw(space())[11] == BOTH and BOTH.attributes == (GENDER, RACE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"range": {"gender": {"female": (0.1, 0.9)}}}, "set target.vector"),
+        ({"vector": "marginals"}, "expected the limits"),
+        (
+            {"vector": "marginals", "range": {"gender*race": {"female*black": (0, 1)}}},
+            "set target.vector=cells",
+        ),
+        (
+            {"vector": "marginals", "range": {"gender": {"female": (0.6, 0.9), "male": (0.6, 0.9)}}},
+            "100% in all",
+        ),
+        ({"vector": "marginals", "range": {"gender": {"woman": (0.6, 0.9)}}}, "female, male"),
+        ({"vector": "cells", "range": {"gender": {}, "gender*race": {}}}, "limited twice"),
+    ],
+)
+def test_contradictory_target_settings(settings, expected):
+    with pytest.raises(FairAdapterError, match=expected):
+        TargetDraw(space(**settings))

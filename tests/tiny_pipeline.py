@@ -1,0 +1,56 @@
+"""A Stable Diffusion 1 pipeline with random weights that runs in milliseconds on a CPU: the topology of
+trainer/portrait/models.py, a tenth of its widths, 32 px pictures."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from fair_adapter.trainer.portrait.card import PortraitCard
+from fair_adapter.trainer.portrait.models import (
+    build_scheduler,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    build_vae,
+)
+
+WIDTH = 8
+
+
+def write_tiny_pipeline(folder: Path) -> Path:
+    """A diffusers folder with model card; the same weights every time."""
+    torch.manual_seed(0)
+    unet, vae, text = build_unet().config, build_vae().config, build_text_encoder().config
+    tiny_text = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": WIDTH,
+    }
+    pipeline = StableDiffusionPipeline(
+        unet=UNet2DConditionModel.from_config(
+            {
+                **unet,
+                "sample_size": 8,
+                "block_out_channels": (4, 8, 8, 8),
+                "norm_num_groups": 4,
+                "layers_per_block": 1,
+                "cross_attention_dim": WIDTH,
+            }
+        ),
+        vae=AutoencoderKL.from_config(
+            {**vae, "block_out_channels": (4, 4, 8, 8), "norm_num_groups": 4, "sample_size": 64}
+        ),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**{**text.to_dict(), **tiny_text})),
+        tokenizer=build_tokenizer(folder / "tokenizer"),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    PortraitCard(2.0, 20, 1, {}).write(folder)
+    return folder

@@ -1,0 +1,109 @@
+"""What `python install.py demo` runs: measure the portrait model, train an adapter, measure again.
+
+    python trainer/demo.py [key=value ...]      settings of trainer/configs/demo.yaml
+
+Measures the skew of the model on held-out occupations, trains, exports the adapter, loads the exported file
+and measures with the same noises. Writes report.html, report.json and report.png into run.output. What is
+there from an earlier call is used again, so that a stopped demo goes on and a finished one is done at once.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.machinery
+import importlib.util
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+if "fair_adapter" not in sys.modules:  # the repository root under its one import name
+    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
+    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
+    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.trainer.config import Config, PromptSource, load_config
+from fair_adapter.trainer.train import STOPPED, train
+
+CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
+
+
+def run(config: Config, command: str) -> int:
+    """The demo; returns the exit code."""
+    from fair_adapter.shared.adapter import FairnessAdapter
+    from fair_adapter.trainer.evaluate import print_summary
+    from fair_adapter.trainer.measuring import Bench, Instruments
+    from fair_adapter.trainer.prompts import evenly, read_prompts
+    from fair_adapter.trainer.readings import Plan
+    from fair_adapter.trainer.report import Report
+    from fair_adapter.trainer.setup import guidance_scale, model_folder
+
+    began, asked = time.perf_counter(), config.evaluation
+    prompts = evenly(read_prompts(PromptSource(asked.prompts)), asked.limit)
+    scale = guidance_scale(config.model.guidance_scale, config.model.path)
+    cache = None if config.references.cache is None else Path(config.references.cache)
+    instruments = Instruments(config.faces.classifier, detector=config.faces.detector, cache=cache)
+    folder = model_folder(config.model.path)
+    plan = Plan(asked.images, asked.steps, scale, config.model.negative, config.sampling.network_batch)
+
+    print(
+        f"1 of 3: how skewed is the {folder.name} model on {len(prompts)} occupations it was not trained on?"
+    )
+    bench = Bench(folder, instruments)
+    target = bench.observer.target(config.target.text)
+    original = bench.original(prompts, plan, target)
+
+    print(f"2 of 3: training an adapter for {target.to_text()}")
+    before = time.perf_counter()
+    path, finished = train(config)
+    if not finished:
+        print("stopped and saved; the same command goes on from here", file=sys.stderr)
+        return STOPPED
+    bench.seconds["training"] = time.perf_counter() - before
+
+    print(f"3 of 3: measuring {path} with the same noises")
+    adapter = FairnessAdapter.read(path)
+    adapted = bench.adapted(adapter, prompts, plan, original)
+    report = Report(
+        title=f"{adapter.info.name}: fairness adapter on the {folder.name} model",
+        prompts=prompts,
+        attributes=bench.attributes,
+        target=target,
+        original=original,
+        adapter=adapted,
+        seconds={**bench.seconds, "total": time.perf_counter() - began},
+        command=command,
+        facts={
+            "date": datetime.date.today().isoformat(),
+            "model": f"{folder.name}, guidance scale {scale:g}, {asked.steps} steps",
+            "prompts": f"{asked.prompts}, {asked.images} pictures of each",
+            "classifier": bench.observer.classifier.identity,
+            "independent classifier": bench.judge.identity,
+            "adapter": str(path),
+        },
+    )
+    files = report.write(Path(config.run.output))
+    print_summary(report)
+    print(f"wrote {', '.join(str(f) for f in files)}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return run(load_config(CONFIG, arguments), shlex.join(["python", "install.py", "demo", *arguments]))
+    except FairAdapterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return STOPPED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

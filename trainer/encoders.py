@@ -1,0 +1,189 @@
+"""What the image semantics loss looks through: encoders of whole images (`SemanticEncoder`).
+
+    embedded            shipped with the project: the first 14 blocks of MobileNetV2 trained on ImageNet, on
+                        128 px, averaged over a 4 x 4 grid, so that it knows where things are (1.1 MB)
+    open_clip[:FILE]    ViT-H-14 of open_clip, laion2b_s32b_b79k, as in the paper
+    dinov2[:FOLDER]     DINOv2 ViT-B/14 of transformers, as in the paper
+
+Images are resized antialiased (the release aliases) and differentiably.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..shared.classifiers.weights import RESTORE, WEIGHTS_FOLDER, identity, read_tensors, take
+from ..shared.errors import FairAdapterError
+from ..shared.precision import full_precision
+from ..shared.preservation import SemanticEncoder
+from .settings import unknown
+
+FILE = "semantics.safetensors"
+SIZE, GRID = 128, 4  # px of the input, cells of the averages
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB in [0, 1]
+CLIP_MODEL, CLIP_WEIGHTS = "ViT-H-14", "laion2b_s32b_b79k"
+DINO_MODEL, DINO_SIZE = "facebook/dinov2-base", 224
+
+
+class EmbeddedEncoder(nn.Module):
+    """MobileNetV2's inverted residuals with their batch norms folded in, float32. See `convert_semantics.py`.
+
+    Raises:
+        FairAdapterError: the file is missing or another one.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, path: Path = WEIGHTS_FOLDER / FILE) -> None:
+        super().__init__()
+        self.identity = identity("embedded", path)
+        tensors, metadata = read_tensors(path)
+        try:
+            self.layers = [(int(s), bool(d), bool(a), int(k)) for s, d, a, k in metadata["layers"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise FairAdapterError(
+                f"{path}: expected the list of layers beside the weights, found none; {RESTORE.format(path)}"
+            ) from error
+        for i in range(len(self.layers)):
+            weight = tensors.get(f"{i}.weight", torch.empty(0))
+            self.register_buffer(
+                f"weight_{i}", take(tensors, f"{i}.weight", tuple(weight.shape), path).float()
+            )
+            self.register_buffer(f"bias_{i}", take(tensors, f"{i}.bias", weight.shape[:1], path).float())
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) in [0, 1] -> unit features (N, 1536)."""
+        with full_precision(images.device):
+            x = (resize(images.float(), SIZE) - self.mean) / self.std
+            before: list[Tensor] = []
+            for i, (stride, depthwise, activation, add) in enumerate(self.layers):
+                weight, bias = getattr(self, f"weight_{i}"), getattr(self, f"bias_{i}")
+                groups = x.shape[1] if depthwise else 1
+                before.append(x)
+                x = F.conv2d(x, weight, bias, stride, weight.shape[-1] // 2, groups=groups)
+                x = F.relu6(x) if activation else x
+                if add >= 0:  # a residual connection from the input of layer `add`
+                    x = x + before[add]
+            return F.normalize(F.adaptive_avg_pool2d(x, GRID).flatten(1))
+
+
+class ForeignEncoder(nn.Module):
+    """A vision network of another library: resize, normalise, embed.
+
+    Args:
+        identity: name and weights.
+        network: (N, 3, size, size) -> (N, D).
+        size, mean, std: its preprocessing.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, identity: str, network: nn.Module, size: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.identity, self.network, self.size = identity, network.eval().requires_grad_(False), size
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) in [0, 1] -> unit features (N, D), float32."""
+        x = (resize(images.float(), self.size) - self.mean) / self.std
+        features = self.network(x.to(next(self.network.parameters()).dtype))
+        return F.normalize(features.float())
+
+
+class _DinoFeatures(nn.Module):
+    """The class token of a transformers Dinov2Model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model(pixel_values=pixels).last_hidden_state[:, 0]
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """(N, 3, H, W) -> (N, 3, size, size), antialiased."""
+    if tuple(images.shape[2:]) == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def load_encoders(names: Sequence[str], device: torch.device | str = "cpu") -> list[SemanticEncoder]:
+    """Encoders by name, ``NAME`` or ``NAME:PATH``; weights of foreign ones in float16 on a GPU.
+
+    Raises:
+        FairAdapterError: an unknown name, or weights that are missing while there is no network.
+    """
+    loaders = {"embedded": _embedded, "open_clip": _open_clip, "dinov2": _dinov2}
+    encoders = []
+    for name in names:
+        kind, _, path = name.partition(":")
+        if kind not in loaders:
+            raise unknown(kind, list(loaders), "image encoder")
+        encoder = loaders[kind](path)
+        if kind != "embedded" and torch.device(device).type == "cuda":
+            encoder.network.half()
+        encoders.append(encoder.to(device).requires_grad_(False))
+    return encoders
+
+
+def _embedded(path: str) -> Any:
+    return EmbeddedEncoder(Path(path)) if path else EmbeddedEncoder()
+
+
+def _open_clip(path: str) -> Any:
+    try:
+        import open_clip
+
+        model = open_clip.create_model(CLIP_MODEL, pretrained=path or CLIP_WEIGHTS)
+    except Exception as error:  # hub clients and torch.load raise dozens of kinds, all of one meaning here
+        raise _missing("open_clip", CLIP_MODEL, path or CLIP_WEIGHTS, error) from error
+    visual: Any = model.visual
+    mean, std = (
+        visual.image_mean or open_clip.OPENAI_DATASET_MEAN,
+        visual.image_std or open_clip.OPENAI_DATASET_STD,
+    )
+    size = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
+    return ForeignEncoder(f"open_clip:{CLIP_MODEL}:{_mark(path, CLIP_WEIGHTS)}", visual, size, mean, std)
+
+
+def _dinov2(path: str) -> Any:
+    try:
+        from transformers import Dinov2Model
+
+        model = Dinov2Model.from_pretrained(path or DINO_MODEL)
+    except Exception as error:  # hub clients raise dozens of kinds, all of one meaning here
+        raise _missing("dinov2", "DINOv2 ViT-B/14", path or DINO_MODEL, error) from error
+    return ForeignEncoder(f"dinov2:{_mark(path, DINO_MODEL)}", _DinoFeatures(model), DINO_SIZE, MEAN, STD)
+
+
+def _mark(path: str, weights: str) -> str:
+    """Tag of published weights, or a short hash of where own ones are, with size and time."""
+    if not path:
+        return weights
+    files = [Path(path)] if Path(path).is_file() else sorted(f for f in Path(path).rglob("*") if f.is_file())
+    facts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+
+
+def _missing(name: str, model: str, weights: str, error: Exception) -> FairAdapterError:
+    lines = str(error).strip().splitlines()
+    reason = lines[0].rstrip(".")[:160] if lines else type(error).__name__
+    return FairAdapterError(
+        f"image encoder {name}: expected the weights {weights} of {model}, which do not load ({reason}); go "
+        f"online once, give a local copy as '{name}:PATH', or set loss.encoders=[embedded]"
+    )

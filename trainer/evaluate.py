@@ -1,0 +1,202 @@
+"""Measures a base model, and an adapter on it with the same noises.
+
+    python trainer/evaluate.py                                     the portrait model, 50 held-out occupations
+    python trainer/evaluate.py --adapter runs/joint/adapter.safetensors --also off_template no_person
+    python trainer/evaluate.py --model DIR --guidance 5 7.5 10 --adapter FILE --target "gender=75/25"
+
+Writes report.html, report.json and report.png into --out. Pictures depend on the model, the prompt and their
+number alone, so that two runs on different days compare; what is measured already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.machinery
+import importlib.util
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if "fair_adapter" not in sys.modules:  # the repository root under its one import name
+    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
+    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
+    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+from fair_adapter.shared.adapter import FairnessAdapter
+from fair_adapter.shared.attributes import TargetDistribution
+from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.trainer.config import PromptSource
+from fair_adapter.trainer.measuring import INDEPENDENT, Bench, Instruments
+from fair_adapter.trainer.prompts import SETS, Prompt, evenly, read_prompts
+from fair_adapter.trainer.readings import Plan
+from fair_adapter.trainer.report import Measured, Report
+from fair_adapter.trainer.setup import DTYPES, guidance_scale, model_folder
+from fair_adapter.trainer.tables import print_table
+
+DEFAULT_TARGET = "equal shares"
+
+
+def evaluate(options: argparse.Namespace) -> Report:
+    """Measure what the options ask for."""
+    began = time.perf_counter()
+    prompts = _prompts(options.prompts, options)
+    more = {name: _prompts(name, options) for name in options.also}
+    adapter = FairnessAdapter.read(options.adapter) if options.adapter else None
+    scales = options.guidance or [guidance_scale(None, options.model)]
+    instruments = Instruments(
+        options.classifier,
+        None if options.independent == "none" else options.independent,
+        None if options.encoder == "none" else options.encoder,
+        options.detector,
+        options.cache,
+    )
+    bench = Bench(model_folder(options.model), instruments, options.device, DTYPES[options.dtype])
+    target = _target(adapter, options, bench)
+
+    def measure(chosen: list[Prompt], scale: float) -> tuple[Measured, Measured | None]:
+        plan = Plan(options.images, options.steps, scale, options.negative, options.batch)
+        original = bench.original(chosen, plan, target)
+        if adapter is None:
+            return original, None
+        return original, bench.adapted(adapter, chosen, plan, original, options.target, options.strength)
+
+    original, adapted = measure(prompts, scales[0])
+    sections: dict[str, dict[str, Any]] = {}
+    for name, chosen in more.items():
+        sections[name] = _figures(*measure(chosen, scales[0]))
+    for scale in scales[1:]:
+        sections[f"guidance {scale:g}"] = _figures(*measure(prompts, scale))
+    return Report(
+        title=_title(options, adapter),
+        prompts=prompts,
+        attributes=bench.attributes,
+        target=target,
+        original=original,
+        adapter=adapted,
+        seconds={**bench.seconds, "total": time.perf_counter() - began},
+        command=shlex.join(["python", "trainer/evaluate.py", *options.arguments]),
+        facts=_facts(options, bench, adapter, scales[0]),
+        sections=sections,
+    )
+
+
+def _prompts(name: str, options: argparse.Namespace) -> list[Prompt]:
+    return evenly(read_prompts(PromptSource(name, 1.0, tuple(options.template))), options.limit)
+
+
+def _target(adapter: FairnessAdapter | None, options: argparse.Namespace, bench: Bench) -> TargetDistribution:
+    """What the figures are compared with: the asked-for target, the adapter's, or equal shares."""
+    if adapter is not None:
+        resolved = adapter.targets.resolve(options.target)
+        for warning in resolved.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        return bench.observer.target(resolved.target.to_text())
+    return bench.observer.target(options.target or ";".join(f"{a.name}=equal" for a in bench.attributes[:2]))
+
+
+def _figures(original: Measured, adapted: Measured | None) -> dict[str, Any]:
+    figures = {"original": dict(original.figures)}
+    return figures if adapted is None else {**figures, "adapter": dict(adapted.figures)}
+
+
+def _title(options: argparse.Namespace, adapter: FairnessAdapter | None) -> str:
+    model = model_folder(options.model).name
+    return f"{model} model" if adapter is None else f"{adapter.info.name} on the {model} model"
+
+
+def _facts(
+    options: argparse.Namespace, bench: Bench, adapter: FairnessAdapter | None, scale: float
+) -> dict[str, str]:
+    facts = {
+        "date": datetime.date.today().isoformat(),
+        "model": f"{bench.name}, guidance scale {scale:g}, {options.steps} steps",
+        "prompts": f"{options.prompts}, {options.images} pictures of each",
+        "classifier": bench.observer.classifier.identity,
+    }
+    if bench.judge is not None:
+        facts["independent classifier"] = bench.judge.identity
+    if adapter is not None:
+        facts["adapter"] = f"{adapter.source}, strength {options.strength:g}"
+    return facts
+
+
+def print_summary(report: Report) -> None:
+    """The figures that matter, on the terminal."""
+    models = report.measured()
+    rows = []
+    for row in report.bias_rows():
+        cells = [f"{row[m]['bias']:.3f}" if row.get(m) else "-" for m, _ in models]
+        last = row.get(models[-1][0]) or row.get("original")
+        rows.append([f"{row['name']} bias", *cells, f"floor {last['floor']:.3f}" if last else ""])
+    for row in report.kept_rows():
+        cells = [f"{row[m]:.3f}" if row.get(m) is not None else "-" for m, _ in models]
+        rows.append([row["name"], *cells, row["expectation"]])
+    print_table(["measure", *(name for name, _ in models), ""], rows, report.title)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", default="portrait", help="diffusers folder of a Stable Diffusion 1.x model (portrait)")
+    add("--adapter", type=Path, help="fairness adapter; without one only the base model is measured")
+    add("--target", help="target for the adapter, such as gender=75/25 (default: the adapter's)")
+    add("--strength", type=float, default=1.0, help="of the adapter (1)")
+    add("--prompts", default="occupations_test", help=f"a set ({', '.join(SETS)}) or a file")
+    add("--also", nargs="*", default=[], metavar="SET", help="further sets or files")
+    add("--template", nargs="*", default=[], help="templates with {} for the names")
+    add("--limit", type=int, default=0, help="prompts of a set, evenly spread (0: all)")
+    add("--images", type=int, default=160, help="pictures of each prompt (160)")
+    add("--steps", type=int, default=20, help="of the sampler (20)")
+    add(
+        "--guidance",
+        nargs="*",
+        type=float,
+        default=[],
+        help="scales; the first is the report's, others a sweep",
+    )
+    add("--negative", default="", help="prompt of the unconditional branch")
+    add("--classifier", default="default", help="NAME or NAME:PATH, the one of training")
+    add("--independent", default=INDEPENDENT, help="NAME or NAME:PATH of one it did not use, or none")
+    add("--encoder", default="embedded", help="image encoder of the similarity, or none")
+    add("--detector", choices=("mtcnn", "fixed"), default="mtcnn", help=argparse.SUPPRESS)
+    add("--batch", type=int, default=32, help="pictures drawn at a time (32)")
+    add("--dtype", choices=tuple(DTYPES), default="float32", help="of the base model's weights")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--cache", type=Path, default=Path("runs/cache"), help="what was measured is kept there (runs/cache)")
+    add("--out", type=Path, default=Path("runs/evaluate"), help="folder of the report (runs/evaluate)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(arguments)
+    options.arguments = arguments
+    try:
+        if options.images < 1 or options.steps < 1 or options.batch < 1 or options.limit < 0:
+            raise FairAdapterError("--images, --steps and --batch: expected 1 or more, --limit 0 or more")
+        report = evaluate(options)
+        files = report.write(options.out)
+    except FairAdapterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    print_summary(report)
+    print(f"wrote {', '.join(str(f) for f in files)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

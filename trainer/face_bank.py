@@ -1,0 +1,222 @@
+"""Builds a face bank: features of real-looking faces, the nearest of which keeps a changed face real.
+
+    python trainer/face_bank.py FOLDER [--out FILE.safetensors] [--classifier NAME] [--certain .8]
+
+FOLDER holds pictures, also in folders within it: CelebA, FairFace or your own. The file holds 128 numbers for
+each face, and its perceived classes where the classifier is certain: no picture and no name. They can tell
+whether a face is among them, so treat a bank of people's photographs as you treat the photographs. Without a
+folder of your own, training builds a bank from faces that the base model itself draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.machinery
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+if "fair_adapter" not in sys.modules:  # the repository root under its one import name
+    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
+    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
+    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
+
+import torch
+from torch import Tensor
+
+from fair_adapter.shared.attributes import Attribute, TargetDistribution
+from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.shared.images import SUFFIXES, load_image
+from fair_adapter.shared.preservation import FaceBank
+from fair_adapter.shared.seeds import noise_seed
+from fair_adapter.shared.tensor_file import read_tensors, serialise, write_bytes
+from fair_adapter.trainer.observer import Observer, View, load_observer
+from fair_adapter.trainer.portrait.phrases import AGE_WORDS, GENDER_WORDS, RACE_WORDS, TRAIN
+from fair_adapter.trainer.tables import print_table
+
+ENTRY = "fair_adapter_faces"
+CERTAIN = 0.8  # least probability of a class that is written down
+ROUNDS = 4  # of drawing faces of a combination before taking what there is
+WORDS = {  # of a class in a prompt, in the order of the classes; other classes are called by their names
+    "gender": dict(zip(("female", "male"), GENDER_WORDS)),
+    "race": {**dict(zip(("wmelh", "black", "asian"), RACE_WORDS)), "indian": ("indian",)},
+    "age": dict(zip(("young", "old"), AGE_WORDS)),
+}
+PROMPT = "a photo of the face of a {}, a person"
+
+
+def write_bank(bank: FaceBank, path: Path, observer: Observer) -> Path:
+    """A face bank as a file. Raises FairAdapterError if it can't be written."""
+    table = {
+        "classifier": observer.classifier.identity,
+        "features": observer.chain.identity,
+        "attributes": {a.name: list(a.classes) for a in observer.attributes},
+    }
+    tensors = {"features": bank.features, **{f"labels.{n}": v for n, v in bank.labels.items()}}
+    return write_bytes(path, serialise(tensors, {ENTRY: json.dumps(table, sort_keys=True)}), overwrite=True)
+
+
+def read_bank(path: Path, observer: Observer) -> FaceBank:
+    """A face bank from a file.
+
+    Raises:
+        FairAdapterError: no such file, another kind of file, or one made with another classifier.
+    """
+    file = read_tensors(path, "face bank", required=ENTRY)
+    try:
+        table = json.loads(file.metadata[ENTRY])
+        labels = {a.name: file.tensors[f"labels.{a.name}"] for a in observer.attributes}
+        bank = FaceBank(file.tensors["features"], labels)
+        made_with = (table["classifier"], table["features"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FairAdapterError(
+            f"{path}: expected a face bank with labels of {', '.join(a.name for a in observer.attributes)}, "
+            f"found another ({error}); build it again with trainer/face_bank.py"
+        ) from error
+    if made_with != (observer.classifier.identity, observer.chain.identity):
+        raise FairAdapterError(
+            f"{path}: expected a face bank made with {observer.classifier.identity}, found {made_with[0]}; "
+            "build it again with trainer/face_bank.py"
+        )
+    return bank
+
+
+def certain_labels(view: View, certain: float) -> dict[str, Tensor]:
+    """attribute -> (N,) class of at least that probability, otherwise -1."""
+    best = {name: p.max(dim=1) for name, p in view.probabilities().items()}
+    return {name: torch.where(b.values >= certain, b.indices, -1) for name, b in best.items()}
+
+
+# ---- from pictures
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """All pictures below a folder in a fixed order. Raises FairAdapterError if there is none."""
+    if not folder.is_dir():
+        raise FairAdapterError(f"{folder}: expected a folder of pictures, found none; check the path")
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not files:
+        raise FairAdapterError(f"{folder}: expected pictures, found none in it or in the folders within it")
+    return files
+
+
+@torch.no_grad()
+def bank_from_folder(
+    files: Sequence[Path], observer: Observer, certain: float = CERTAIN
+) -> tuple[FaceBank, int]:
+    """A bank of the largest face of each picture, and how many pictures had none or did not load."""
+    features, labels, lost = [], [], 0
+    for image in _pictures(files):
+        view = None if image is None else observer.look(image[None])
+        if view is None or view.found[0] is None:
+            lost += 1
+            continue
+        features.append(view.features.cpu())
+        labels.append({name: value.cpu() for name, value in certain_labels(view, certain).items()})
+    if not features:
+        raise FairAdapterError(f"face bank: none of the {len(files)} pictures shows a face; use portraits")
+    joined = {a.name: torch.cat([row[a.name] for row in labels]) for a in observer.attributes}
+    return FaceBank(torch.cat(features), joined), lost
+
+
+def _pictures(files: Sequence[Path]) -> Iterator[Tensor | None]:
+    from rich.progress import track
+
+    for path in track(files, "faces", disable=not sys.stderr.isatty()):
+        try:
+            yield load_image(path)
+        except FairAdapterError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            yield None
+
+
+# ---- from the base model
+
+
+def bank_from_model(
+    draw: Callable[[list[str], list[int]], Tensor],
+    observer: Observer,
+    attributes: Sequence[Attribute],
+    per_cell: int,
+    certain: float = CERTAIN,
+) -> FaceBank:
+    """A bank of faces that the base model draws when it is told the classes.
+
+    draw: prompts and noise seeds -> images (N, 3, H, W) in [0, 1].
+    attributes: `per_cell` faces of every combination of their classes, or as many as ROUNDS of that give.
+    Deterministic. Raises FairAdapterError if no face at all is read as what was asked for.
+    """
+    features, labels = [], []
+    for cell in TargetDistribution.uniform(attributes).cells:
+        wanted = {a.name: a.index(c) for a, c in zip(attributes, cell)}
+        missing = per_cell
+        for attempt in range(ROUNDS):
+            if missing <= 0:
+                break
+            prompts = [_cell_prompt(attributes, cell, attempt * per_cell + i) for i in range(per_cell)]
+            seeds = [noise_seed(p, attempt * per_cell + i, "face bank") for i, p in enumerate(prompts)]
+            with torch.no_grad():
+                view = observer.look(draw(prompts, seeds))
+            read = certain_labels(view, certain)
+            good = view.has_face
+            for name, index in wanted.items():
+                good &= read[name] == index
+            chosen = good.nonzero().squeeze(1)[:missing]
+            missing -= len(chosen)
+            features.append(view.features[chosen].cpu())
+            labels.append({name: value[chosen].cpu() for name, value in read.items()})
+    if not sum(len(rows) for rows in features):
+        raise FairAdapterError(
+            "face bank: the base model draws no face that is read as asked for; give a file of "
+            "trainer/face_bank.py with faces.bank, or set faces.bank=null"
+        )
+    joined = {a.name: torch.cat([row[a.name] for row in labels]) for a in observer.attributes}
+    return FaceBank(torch.cat(features), joined)
+
+
+def _cell_prompt(attributes: Sequence[Attribute], cell: Sequence[str], index: int) -> str:
+    """The index-th prompt that names the classes: "... a young black female carpenter, a person"."""
+    words = []
+    for attribute, name in sorted(zip(attributes, cell), key=lambda pair: -_place(pair[0].name)):
+        choices = WORDS.get(attribute.name, {}).get(name, (name,))
+        words.append(choices[index % len(choices)])
+    return PROMPT.format(" ".join([*words, TRAIN[(7 * index) % len(TRAIN)]]))
+
+
+def _place(attribute: str) -> int:
+    """English puts age before race before gender."""
+    return ("gender", "race", "age").index(attribute) if attribute in WORDS else 3
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("--out", type=Path, default=Path("runs/faces.safetensors"), help="the file to write")
+    parser.add_argument("--classifier", default="default", help="NAME or NAME:PATH")
+    parser.add_argument("--certain", type=float, default=CERTAIN, help=f"least probability ({CERTAIN})")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    try:
+        files = picture_files(options.folder)
+        observer = load_observer(options.classifier, device=options.device)
+        bank, lost = bank_from_folder(files, observer, options.certain)
+        write_bank(bank, options.out, observer)
+    except (FairAdapterError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    rows = []
+    for attribute in observer.attributes:
+        labels = bank.labels[attribute.name]
+        counts = [f"{name} {int((labels == i).sum())}" for i, name in enumerate(attribute.classes)]
+        rows.append([attribute.name, ", ".join(counts), str(int((labels < 0).sum()))])
+    print_table(["attribute", "faces", "uncertain"], rows, f"{len(bank.features)} faces, {lost} without")
+    print(f"wrote {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

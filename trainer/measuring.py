@@ -1,0 +1,130 @@
+"""Measuring a base model and an adapter on it with the same noises: what evaluate.py and demo.py share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..shared.adapter import FairnessAdapter
+from ..shared.attributes import Attribute, TargetDistribution
+from ..shared.classifiers import load_classifier
+from .adaptation import Adaptation, describe_base
+from .bank import fingerprint, weights_identity
+from .encoders import load_encoders
+from .families.stable_diffusion import StableDiffusion
+from .generation import load_model
+from .measures import summarise
+from .observer import load_observer
+from .progress import Progress
+from .prompts import Prompt
+from .readings import Plan, Reader, Readings
+from .report import Measured
+
+INDEPENDENT = "evaluator"
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What is measured with.
+
+    classifier: the one of training.  independent: one that training does not use, or None.
+    encoder: of image_similarity, or None.  detector: as in faces.detector.
+    cache: where readings are kept between runs, or None.
+    """
+
+    classifier: str = "default"
+    independent: str | None = INDEPENDENT
+    encoder: str | None = "embedded"
+    detector: str = "mtcnn"
+    cache: Path | None = None
+
+
+class Bench:
+    """A base model with everything that it is measured with.
+
+    Raises FairAdapterError for models, classifiers and encoders that can't be had.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        instruments: Instruments,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        quiet: bool = False,
+    ) -> None:
+        encoders = load_encoders([instruments.encoder] if instruments.encoder else [], device)
+        self.observer = load_observer(instruments.classifier, instruments.detector, encoders, device)
+        self.judge: Any = None
+        if instruments.independent is not None:
+            self.judge = load_classifier(instruments.independent)
+            self.judge.to(device)
+        self.model = load_model(folder, device, dtype)
+        self.name = folder.name
+        self.identity = fingerprint(
+            {"weights": weights_identity(self.model), "device": self.model.device.type}
+        )
+        self.reader = Reader(self.observer, self.judge, instruments.cache)
+        self.quiet = quiet
+        self.seconds: dict[str, float] = {}
+
+    @property
+    def attributes(self) -> tuple[Attribute, ...]:
+        """Those that the classifier of training reads."""
+        return self.observer.attributes
+
+    def original(self, prompts: Sequence[Prompt], plan: Plan, target: TargetDistribution) -> Measured:
+        """The base model's figures."""
+        readings = self._read(self.model, self.identity, prompts, plan, "original")
+        return Measured(self._figures(readings, prompts, target, None), readings)
+
+    def adapted(
+        self,
+        adapter: FairnessAdapter,
+        prompts: Sequence[Prompt],
+        plan: Plan,
+        original: Measured,
+        target: TargetDistribution | str | None = None,
+        strength: float = 1.0,
+    ) -> Measured:
+        """The figures with an adapter as the hosts apply it, at a target (None: its default) and strength.
+
+        Raises FairAdapterError for an adapter of another base model.
+        """
+        adapter.check_base(describe_base(self.model, self.name))
+        weights = adapter.at(target, strength)
+        identity = f"{self.identity} {weights.content_hash}"
+        if not weights.soft and not weights.lora:
+            readings = self._read(self.model, self.identity, prompts, plan, "strength 0")
+            return Measured(self._figures(readings, prompts, weights.target, original), readings)
+        with Adaptation.from_weights(self.model, weights) as adaptation:
+            readings = self._read(adaptation.adapted(), identity, prompts, plan, "with the adapter")
+        return Measured(self._figures(readings, prompts, weights.target, original), readings)
+
+    def _figures(
+        self,
+        readings: Sequence[Readings],
+        prompts: Sequence[Prompt],
+        target: TargetDistribution,
+        original: Measured | None,
+    ) -> dict[str, Any]:
+        base = None if original is None else original.readings
+        judges = () if self.judge is None else self.judge.attributes
+        return summarise(readings, prompts, self.attributes, target, base, judges)
+
+    def _read(
+        self, model: StableDiffusion, identity: str, prompts: Sequence[Prompt], plan: Plan, what: str
+    ) -> list[Readings]:
+        began, readings = time.perf_counter(), []
+        with Progress(f"measuring, {what}", len(prompts), quiet=self.quiet) as progress:
+            for reading in self.reader.read_all(model, identity, prompts, plan):
+                readings.append(reading)
+                progress.advance(f"{len(reading.labels)} pictures of each prompt")
+        spent = time.perf_counter() - began
+        self.seconds[f"measuring {what}"] = self.seconds.get(f"measuring {what}", 0.0) + spent
+        return readings

@@ -1,0 +1,126 @@
+"""Progress on the terminal: bar, time left, live loss and bias; a line now and then in pipes and files."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..shared.attributes import TargetDistribution
+from ..shared.metrics import bias, target_error
+from .loop import Outcome
+
+T = TypeVar("T")
+WINDOW = 20  # iterations whose mean is shown
+LINE_EVERY = 20.0  # seconds between lines where there is no terminal
+
+
+def deviation(shares: np.ndarray, target: TargetDistribution, name: str) -> float:
+    """How far shares (K,) of an attribute are off: the paper's bias where classes should be equal, else the
+    mean distance to the target."""
+    wanted = target.marginal(name)
+    equal = bool(np.abs(wanted - 1.0 / len(wanted)).max() < 1e-6)
+    return float(bias(shares)) if equal else float(target_error(shares, wanted))
+
+
+class Running:
+    """Means over the last iterations."""
+
+    def __init__(self, window: int = WINDOW) -> None:
+        self._values: dict[str, deque[float]] = {}
+        self._window = window
+
+    def add(self, outcome: Outcome) -> dict[str, float]:
+        """Take an iteration in; {"loss": mean, attribute: mean deviation, ...}."""
+        values = {"loss": outcome.losses["total"]}
+        for name, shares in outcome.shares.items():
+            if shares:
+                values[name] = deviation(np.array(shares), outcome.target, name)
+        for name, value in values.items():
+            if np.isfinite(value):
+                self._values.setdefault(name, deque(maxlen=self._window)).append(value)
+        return self.means()
+
+    def means(self) -> dict[str, float]:
+        return {name: float(np.mean(values)) for name, values in self._values.items()}
+
+
+class Progress:
+    """A bar for `total` rounds of work, with figures beside it.
+
+    quiet: says nothing (processes but the first, tests).
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0, quiet: bool = False) -> None:
+        self.what, self.total, self.done, self.quiet = what, total, done, quiet
+        self._began, self._at_first = time.monotonic(), done
+        self._last_line = 0.0
+        self._bar: Any = None
+        self._task: Any = None
+        if not quiet and sys.stdout.isatty():
+            self._open_bar()
+
+    def _open_bar(self) -> None:
+        from rich import progress as rich
+
+        columns = (
+            rich.TextColumn("{task.description}"),
+            rich.BarColumn(),
+            rich.MofNCompleteColumn(),
+            rich.TimeElapsedColumn(),
+            rich.TextColumn("left"),
+            rich.TimeRemainingColumn(),
+            rich.TextColumn("{task.fields[figures]}"),
+        )
+        self._bar = rich.Progress(*columns)
+        self._task = self._bar.add_task(self.what, total=self.total, completed=self.done, figures="")
+        self._bar.start()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, figures: str = "") -> None:
+        """One more round is done."""
+        self.done += 1
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, figures=figures)
+        elif not self.quiet:
+            now = time.monotonic()
+            if now - self._last_line >= LINE_EVERY or self.done == self.total:
+                self._last_line = now
+                left = (now - self._began) / max(self.done - self._at_first, 1) * (self.total - self.done)
+                print(f"{self.what} {self.done}/{self.total}, {_clock(left)} left  {figures}", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        elif not self.quiet:
+            print(text, flush=True)
+
+
+def tracked(items: Iterable[T], what: str, total: int, quiet: bool = False) -> Iterator[T]:
+    """The items, with a progress bar."""
+    with Progress(what, total, quiet=quiet) as progress:
+        for item in items:
+            yield item
+            progress.advance()
+
+
+def figures(means: dict[str, float]) -> str:
+    """Running means in a few characters: "loss 1.234  gender .31  race .22"."""
+    return "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,197 @@
+"""Pictures of a model and what is read off them, prompt by prompt; kept on disk, so nothing is done twice.
+
+The noise of picture i of a prompt follows from (prompt, i) alone: models, adapters and processes share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..shared.attributes import Attribute
+from ..shared.bars import CERTAIN, Bar, FaceBars, class_colour, ordered
+from ..shared.classifiers import AttributeClassifier
+from ..shared.errors import FairAdapterError
+from ..shared.faces import align, stack_points
+from ..shared.images import to_bytes
+from ..shared.seeds import noise_seed
+from ..shared.tensor_file import write_bytes
+from .bank import fingerprint
+from .families.stable_diffusion import StableDiffusion
+from .generation import generate
+from .observer import Observer, View
+from .portrait.world import recognise_cue
+from .prompts import Prompt
+
+SALT = "evaluate"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn of each prompt: `images` pictures in `steps` steps at guidance `scale`, `batch` at a
+    time; `kept` of them are kept to be shown."""
+
+    images: int
+    steps: int
+    scale: float
+    negative: str = ""
+    batch: int = 32
+    kept: int = 8
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What was read off the n pictures of a prompt.
+
+    labels, confidence: (n, A) likeliest class of each of the observer's attributes, -1 without a face, and
+        its probability.  judged: (n, A') classes by the independent classifier, A' = 0 without one.
+    faces: (n, 128) unit face features, 0 without a face.  features: (n, D) of the first image encoder.
+    cues: (n,) cue recognised in the backdrop.  boxes: (n, 4) px, NaN without a face.
+    pictures: (k, H, W, 3) uint8, the first k.
+    """
+
+    labels: np.ndarray
+    confidence: np.ndarray
+    judged: np.ndarray
+    faces: np.ndarray
+    features: np.ndarray
+    cues: np.ndarray
+    boxes: np.ndarray
+    pictures: np.ndarray
+
+    @property
+    def has_face(self) -> np.ndarray:
+        """(n,) bool."""
+        return np.isfinite(self.boxes[:, 0])
+
+    def bars(self, attributes: Sequence[Attribute]) -> list[list[FaceBars]]:
+        """Bars of the pictures that were kept, for `draw_grid`; attributes: the observer's."""
+        rows = []
+        for i in range(len(self.pictures)):
+            bars = []
+            for attribute in ordered(attributes) if self.has_face[i] else []:
+                place = list(attributes).index(attribute)
+                label, sure = int(self.labels[i, place]), float(self.confidence[i, place])
+                colour = class_colour(attribute, label)
+                bars.append(Bar(attribute.name, attribute.classes[label], sure, colour, sure >= CERTAIN))
+            box = tuple(float(v) for v in self.boxes[i])
+            rows.append([FaceBars(box, tuple(bars))] if bars else [])  # type: ignore[arg-type]
+        return rows
+
+    def images(self) -> list[Image.Image]:
+        """The pictures that were kept."""
+        return [Image.fromarray(picture) for picture in self.pictures]
+
+
+class Reader:
+    """Draws and reads prompts with one observer and, if given, an independent classifier (`judge`).
+
+    folder: where readings are kept between runs, or None.
+    """
+
+    def __init__(
+        self, observer: Observer, judge: AttributeClassifier | None = None, folder: Path | None = None
+    ) -> None:
+        self.observer, self.judge, self.folder = observer, judge, folder
+        self.drawn = 0  # pictures drawn, not found on disk
+
+    def read_all(
+        self,
+        model: StableDiffusion,
+        identity: str,
+        prompts: Sequence[Prompt],
+        plan: Plan,
+    ) -> Iterator[Readings]:
+        """Readings of every prompt, one after the other.
+
+        identity: what the model is, with its adapter.
+        Raises FairAdapterError if the folder can't be written.
+        """
+        for prompt in prompts:
+            path = self._path(identity, prompt, plan)
+            found = _load(path) if path is not None and path.is_file() else None
+            if found is None:
+                found = self.read(model, prompt, plan)
+                if path is not None:
+                    _save(path, found)
+            yield found
+
+    def _path(self, identity: str, prompt: Prompt, plan: Plan) -> Path | None:
+        if self.folder is None:
+            return None
+        judge = None if self.judge is None else self.judge.identity
+        facts = {"model": identity, "plan": vars(plan), "observer": self.observer.identity, "judge": judge}
+        name = hashlib.sha256(prompt.text.encode()).hexdigest()[:16]
+        return self.folder / f"readings-{fingerprint(facts)}" / f"{name}.npz"
+
+    @torch.no_grad()
+    def read(self, model: StableDiffusion, prompt: Prompt, plan: Plan) -> Readings:
+        """Draw and read one prompt."""
+        parts = []
+        for first in range(0, plan.images, plan.batch):
+            indices = range(first, min(first + plan.batch, plan.images))
+            seeds = [noise_seed(prompt.text, i, SALT) for i in indices]
+            texts = [prompt.text] * len(seeds)
+            images = generate(model, texts, seeds, plan.scale, plan.steps, plan.negative)
+            parts.append(self._read(images, max(0, plan.kept - first)))
+            self.drawn += len(seeds)
+        columns = zip(*([getattr(part, f.name) for f in fields(Readings)] for part in parts))
+        return Readings(*(np.concatenate(column) for column in columns))
+
+    def _read(self, images: torch.Tensor, kept: int) -> Readings:
+        view = self.observer.look(images)
+        names = [a.name for a in self.observer.attributes]
+        labels, probabilities = view.labels(), view.probabilities()
+        encoded = self.observer.encode(images)
+        return Readings(
+            labels=_columns([labels[n] for n in names], len(images)).astype(np.int64),
+            confidence=_columns([probabilities[n].max(1).values for n in names], len(images)),
+            judged=self._judge(view),
+            faces=view.features.cpu().numpy(),
+            features=encoded[0].cpu().numpy() if encoded else np.zeros((len(images), 0), np.float32),
+            cues=recognise_cue(images).cpu().numpy(),
+            boxes=view.boxes.cpu().numpy(),
+            pictures=to_bytes(images[:kept]).permute(0, 2, 3, 1).cpu().numpy(),
+        )
+
+    def _judge(self, view: View) -> np.ndarray:
+        """Classes by the independent classifier, (n, A'), -1 without a face."""
+        if self.judge is None:
+            return np.zeros((len(view.images), 0), np.int64)
+        table = np.full((len(view.images), len(self.judge.attributes)), -1, np.int64)
+        members = view.has_face.nonzero().squeeze(1)
+        if len(members):
+            points = stack_points([face for face in view.found if face is not None], view.images)
+            logits = self.judge(align(view.images[members], points))
+            for column, attribute in enumerate(self.judge.attributes):
+                table[members.cpu().numpy(), column] = logits[attribute.name].argmax(1).cpu().numpy()
+        return table
+
+
+def _columns(columns: Sequence[torch.Tensor], rows: int) -> np.ndarray:
+    return torch.stack(list(columns), dim=1).cpu().numpy() if columns else np.zeros((rows, 0))
+
+
+def _save(path: Path, found: Readings) -> None:
+    data = io.BytesIO()
+    np.savez_compressed(data, **{f.name: getattr(found, f.name) for f in fields(Readings)})
+    try:
+        write_bytes(path, data.getvalue(), overwrite=True)
+    except FairAdapterError as error:
+        raise FairAdapterError(f"{error}, or give another cache folder") from error
+
+
+def _load(path: Path) -> Readings | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Readings(**{f.name: file[f.name] for f in fields(Readings)})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # damaged: read and written again

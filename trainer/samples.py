@@ -1,0 +1,100 @@
+"""Samples with bars while training: the same prompts and noises each time, from the averaged weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..shared.bar_grid import draw_grid
+from ..shared.bars import FaceBars, read_bars
+from ..shared.errors import FairAdapterError
+from ..shared.images import to_pil
+from ..shared.seeds import noise_seed
+from .generation import generate
+from .loop import Training
+from .observer import Observer, View
+from .progress import deviation
+from .prompts import Prompt, evenly, read_prompts
+
+SALT = "sample"
+CELL = 96  # px of a picture on the sheet
+
+
+class Samples:
+    """Validation prompts and what becomes of them."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        run = training.config.run
+        prompts = [p for source in training.config.prompts.validation for p in read_prompts(source)]
+        self.prompts: list[Prompt] = evenly(prompts, run.sample_prompts)
+        self.count = run.sample_images
+
+    @torch.no_grad()
+    def draw(self, folder: Path, iteration: int) -> tuple[Image.Image, dict[str, float]]:
+        """Writes samples/ITERATION.png; the sheet and each attribute's mean deviation from the target.
+
+        Raises FairAdapterError if it can't be written.
+        """
+        training = self.training
+        texts = [p.text for p in self.prompts for _ in range(self.count)]
+        seeds = [noise_seed(p.text, i, SALT) for p in self.prompts for i in range(self.count)]
+        config, target = training.config, training.space.default
+        with training.optimizer.averaged():
+            images = generate(
+                training.adaptation.adapted(target),
+                texts,
+                seeds,
+                training.guidance_scale,
+                config.evaluation.steps,
+                config.model.negative,
+                config.sampling.network_batch,
+            )
+        view = training.observer.look(images)
+        title = f"{iteration} iterations, target {target.to_text()}"
+        sheet = draw_grid(
+            [to_pil(image) for image in images],
+            bars_of(view, training.observer),
+            target.attributes,
+            target,
+            title,
+            columns=self.count,
+            cell=CELL,
+        )
+        path = folder / "samples" / f"{iteration:06d}.png"
+        save_picture(sheet, path)
+        return sheet, self._measure(view)
+
+    def _measure(self, view: View) -> dict[str, float]:
+        target, measured = self.training.space.default, {}
+        for attribute in target.attributes:
+            labels = view.labels()[attribute.name].reshape(len(self.prompts), self.count).cpu().numpy()
+            rows = [np.bincount(row[row >= 0], minlength=len(attribute)) for row in labels]
+            off = [deviation(row / row.sum(), target, attribute.name) for row in rows if row.sum()]
+            if off:
+                measured[attribute.name] = float(np.mean(off))
+        return measured
+
+
+def bars_of(view: View, observer: Observer) -> list[list[FaceBars]]:
+    """The bars of each image's largest face, for `draw_grid`."""
+    faces = [face for face in view.found if face is not None]
+    has_face = view.has_face
+    bars = iter(read_bars({n: v[has_face] for n, v in view.logits.items()}, observer.attributes, faces))
+    return [[] if face is None else [next(bars)] for face in view.found]
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """A PNG, whole or not at all. Raises FairAdapterError if it can't be written."""
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(partial, format="PNG")
+        partial.replace(path)
+    except OSError as error:
+        raise FairAdapterError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another folder"
+        ) from error

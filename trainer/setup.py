@@ -1,0 +1,217 @@
+"""From a configuration to everything that training needs; what is wrong is found here, before the work."""
+
+# pyright: reportArgumentType=false, reportReturnType=false
+# (face_bank is a program too: pyright takes the modules it imports absolutely for others)
+
+from __future__ import annotations
+
+import datetime
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..shared.adapter_info import AdapterInfo
+from ..shared.attributes import TargetDistribution
+from ..shared.errors import FairAdapterError
+from ..shared.preservation import FaceBank
+from .adaptation import Adaptation, AdaptationConfig, describe_base
+from .bank import Entry, ReferenceBank, fingerprint, weights_identity
+from .config import Config
+from .encoders import load_encoders
+from .face_bank import bank_from_model, read_bank, write_bank
+from .families.stable_diffusion import PORTRAIT, StableDiffusion
+from .generation import generate, load_model
+from .loop import Training
+from .observer import Observer, load_observer
+from .optimizer import Optimizer
+from .portrait.card import FILE as CARD
+from .portrait.card import read_card
+from .processes import Processes
+from .progress import Progress
+from .prompts import Schedule, training_sets
+from .settings import plain
+from .targets import TargetDraw, target_space
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Say = Callable[[str], None]
+
+
+def model_folder(path: str) -> Path:
+    """The folder of a base model; 'portrait' is the embedded one."""
+    return PORTRAIT if path == "portrait" else Path(path)
+
+
+def guidance_scale(configured: float | None, path: str) -> float:
+    """The configured scale; None takes the one on the model's card. FairAdapterError if it has none."""
+    if configured is not None:
+        return configured
+    folder = model_folder(path)
+    if folder.is_dir() and not (folder / CARD).is_file():
+        raise FairAdapterError(
+            f"{folder}: no card says what guidance scale it works at; set model.guidance_scale (SD 1.5: 7.5)"
+        )
+    return read_card(folder).guidance_scale
+
+
+def prepare(config: Config, processes: Processes, say: Say = lambda text: None) -> Training:
+    """Load and check everything. Raises FairAdapterError for whatever a user can put right."""
+    sets = training_sets(config.prompts.train)
+    weights = [source.weight for source in config.prompts.train if source.weight > 0]
+    scale = guidance_scale(config.model.guidance_scale, config.model.path)
+    encoders = load_encoders(config.loss.encoders if config.loss.semantics else (), processes.device)
+    observer = load_observer(config.faces.classifier, config.faces.detector, encoders, processes.device)
+    space = target_space(config.target, observer.target(config.target.text))
+    targets = TargetDraw(space, config.target.default_share, config.run.seed)
+    model = load_model(model_folder(config.model.path), processes.device, DTYPES[config.model.dtype])
+    if config.model.compile:
+        _compile(model)
+    adaptation = Adaptation.create(model, space, _adaptation(config))
+    adaptation.attach()
+    training = Training(
+        config=config,
+        guidance_scale=scale,
+        model=model,
+        adaptation=adaptation,
+        observer=observer,
+        schedule=Schedule(sets, weights, config.run.seed),
+        targets=targets,
+        references=_references(config, scale, adaptation, observer),
+        faces=None,
+        optimizer=Optimizer(adaptation, config.optimizer, config.model.dtype == "float16", processes.sum),
+        processes=processes,
+    )
+    training.faces = _faces(training, say)
+    return training
+
+
+def _adaptation(config: Config) -> AdaptationConfig:
+    return AdaptationConfig(**{**vars(config.adapter), "seed": config.run.seed})
+
+
+def _compile(model: StableDiffusion) -> None:
+    """Compile the U-Net in place; say so where that does not work, and go on without."""
+    model.unet.compile()
+    shape = (2, *model.latent_shape)
+    text = torch.zeros(2, 77, int(model.unet.config["cross_attention_dim"]), device=model.device)
+    try:
+        with torch.no_grad():
+            model.denoise(
+                torch.zeros(shape, device=model.device), torch.zeros(2, device=model.device), {"text": text}
+            )
+    except Exception as error:  # whatever a compiler of this machine throws: the model works without it
+        model.unet._compiled_call_impl = None
+        warnings.warn(f"torch.compile does not work here, going on without: {error}", stacklevel=2)
+
+
+# ---- what the original model draws
+
+
+def _draw_original(config: Config, scale: float, adaptation: Adaptation) -> Callable[..., Tensor]:
+    """prompts, noise seeds, steps -> images of the base model, drawn without the adapter."""
+
+    def draw(prompts: list[str], seeds: list[int], steps: int) -> Tensor:
+        with adaptation.disabled() as model:
+            negative, batch = config.model.negative, config.sampling.network_batch
+            return generate(model, prompts, seeds, scale, steps, negative, batch)
+
+    return draw
+
+
+def _references(config: Config, scale: float, adaptation: Adaptation, observer: Observer) -> ReferenceBank:
+    original = _draw_original(config, scale, adaptation)
+
+    def draw(entry: Entry, first: int, last: int) -> Tensor:
+        seeds = entry.seeds[first:last]
+        return original([entry.prompt] * len(seeds), seeds, entry.steps)
+
+    folder = None
+    if config.references.cache is not None and config.references.blocks:
+        folder = Path(config.references.cache) / f"references-{_facts(config, scale, adaptation, observer)}"
+    return ReferenceBank(draw, observer, bool(config.references.blocks), folder)
+
+
+def _facts(config: Config, scale: float, adaptation: Adaptation, observer: Observer, **more: object) -> str:
+    """Fingerprint of what the original model's images and their readings depend on."""
+    device = adaptation.base.device.type
+    facts = {
+        "model": weights_identity(adaptation.base),
+        "scale": scale,
+        "negative": config.model.negative,
+        "observer": observer.identity,
+        "device": device,  # images of a GPU and of a CPU differ in their last bits
+        "compile": config.model.compile,
+    }
+    return fingerprint({**facts, **more})
+
+
+# ---- faces that changed faces should resemble
+
+
+def _faces(training: Training, say: Say) -> FaceBank | None:
+    """The face bank of the configuration, with a face for whatever the target may ask for."""
+    config, space = training.config, training.space
+    if not config.loss.face or config.faces.bank is None:
+        return None
+    if config.faces.bank == "model":
+        bank = _own_faces(training, say)
+    else:
+        bank = read_bank(Path(config.faces.bank), training.observer)
+    needed = TargetDistribution.uniform(space.attributes) if space.dimension else space.default
+    bank.check(needed)
+    device = training.model.device
+    return FaceBank(bank.features.to(device), {n: value.to(device) for n, value in bank.labels.items()})
+
+
+def _own_faces(training: Training, say: Say) -> FaceBank:
+    """Faces that the base model draws when it is told the classes; kept in the cache folder."""
+    config, space = training.config, training.space
+    steps = config.sampling.steps[0]
+    facts = {"attributes": space.default.names, "faces": config.faces.bank_per_cell, "steps": steps}
+    mark = _facts(config, training.guidance_scale, training.adaptation, training.observer, **facts)
+    path = None
+    if config.references.cache is not None:
+        path = Path(config.references.cache) / f"faces-{mark}.safetensors"
+        if path.is_file():
+            return read_bank(path, training.observer)
+    original = _draw_original(config, training.guidance_scale, training.adaptation)
+    cells = len(space.default.cells)
+    say(f"face bank: {config.faces.bank_per_cell} faces of each of {cells} combinations")
+    with Progress("face bank, batches", cells, quiet=not training.processes.first) as progress:
+
+        def draw(prompts: list[str], seeds: list[int]) -> Tensor:
+            progress.advance()
+            return original(prompts, seeds, steps)
+
+        bank = bank_from_model(draw, training.observer, space.attributes, config.faces.bank_per_cell)
+    if path is not None and training.processes.first:
+        write_bank(bank, path, training.observer)
+    return bank
+
+
+# ---- the adapter file
+
+
+def adapter_info(
+    training: Training, iterations: int, evaluation: dict[str, object] | None = None
+) -> AdapterInfo:
+    """What the adapter file of a run says about itself."""
+    config = training.config
+    name = config.model.name or model_folder(config.model.path).name
+    sets = [{"set": s.set, "weight": s.weight, "templates": list(s.templates)} for s in config.prompts.train]
+    return AdapterInfo(
+        name=config.run.name,
+        base=describe_base(training.model, name),
+        targets=training.space,
+        classifier=training.observer.classifier.identity,
+        prompts={"train": sets},
+        evaluation=evaluation or {},
+        configuration={
+            **plain(config),
+            "guidance_scale": training.guidance_scale,
+            "iterations": iterations,
+        },
+        created=datetime.date.today().isoformat(),
+    )

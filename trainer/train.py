@@ -1,0 +1,120 @@
+"""Trains a fairness adapter.
+
+    python trainer/train.py CONFIG.yaml [key=value ...]      trainer/configs has examples
+    python trainer/train.py --options                        lists every key with its default
+    accelerate launch trainer/train.py CONFIG.yaml ...       several GPUs or machines
+
+Writes into run.output: adapter.safetensors (the averaged weights, for the hosts), state.pt (to go on from),
+log.jsonl, samples/ and TensorBoard files. The same command goes on with an interrupted run; Ctrl-C saves
+first.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+if "fair_adapter" not in sys.modules:  # the repository root under its one import name
+    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
+    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
+    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.trainer.config import Config, load_config, options
+
+STOPPED = 130  # exit code after Ctrl-C, as shells have it
+
+
+def train(config: Config, watch: Callable[[int], None] = lambda iteration: None) -> tuple[Path, bool]:
+    """Train, or go on where a checkpoint is. Returns the adapter file and whether it is finished.
+
+    watch: called after every iteration with the number of those done.
+    """
+    from fair_adapter.trainer.logs import Log
+    from fair_adapter.trainer.processes import Processes
+    from fair_adapter.trainer.progress import Progress, Running, figures
+    from fair_adapter.trainer.samples import Samples
+    from fair_adapter.trainer.settings import plain
+    from fair_adapter.trainer.setup import adapter_info, prepare
+    from fair_adapter.trainer.state import Interruption, check_folder, load_state, save_state
+
+    run, total, folder = config.run, config.optimizer.iterations, Path(config.run.output)
+    path = folder / "adapter.safetensors"
+    processes = Processes(run.device, config.optimizer.images)
+    done = check_folder(folder, path, config)
+    if done >= total and path.exists():
+        return path, True
+    with Progress(run.name, total, done, quiet=not processes.first) as progress:
+        training = prepare(config, processes, progress.say)
+        iteration = load_state(folder, training.optimizer, config)
+        samples = Samples(training) if run.sample_every and processes.first else None
+        running = Running()
+
+        def save() -> None:
+            """The adapter first: a checkpoint says that everything up to it is written."""
+            if processes.first:
+                with training.optimizer.averaged():
+                    adapter = training.adaptation.to_adapter(adapter_info(training, iteration))
+                    adapter.write(path, overwrite=True)
+                save_state(folder, iteration, training.optimizer, config)
+
+        if not iteration or not path.exists():
+            save()  # shows before any work that the folder can be written to
+        log = Log(folder, run, iteration, plain(config)) if processes.first else None
+        with Interruption() as interruption:
+            while iteration < total:
+                outcome = training.iterate(iteration, interruption.asked)
+                iteration += 1
+                means = running.add(outcome)
+                progress.advance(figures(means))
+                if outcome.skipped:
+                    progress.say(f"iteration {iteration}: a number was not finite, no step was taken")
+                if log:
+                    log.iteration(outcome, means)
+                if samples and log and iteration % run.sample_every == 0:
+                    log.sample(*samples.draw(folder, iteration), iteration)
+                if outcome.stop or iteration % run.save_every == 0 or iteration == total:
+                    save()
+                watch(iteration)
+                if outcome.stop:
+                    break
+        if log:
+            log.close()
+        training.adaptation.detach()
+    processes.close()
+    return path, iteration >= total
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments[:1] == ["--options"]:
+            from fair_adapter.trainer.tables import print_table
+
+            print_table(["key", "default", "what it is"], [list(row) for row in options()])
+            return 0
+        if not arguments or arguments[0].startswith("-"):
+            print(__doc__)
+            return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+        path, finished = train(load_config(arguments[0], arguments[1:]))
+    except FairAdapterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped at once; the last checkpoint is what the same command goes on from", file=sys.stderr)
+        return STOPPED
+    if not finished:
+        print("stopped and saved; the same command goes on from here", file=sys.stderr)
+        return STOPPED
+    print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
