@@ -1,0 +1,321 @@
+"""Measuring: figures with closed-form values, shared noise, the report, evaluate.py and demo.py."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fair_adapter.shared.adapter import FairnessAdapter
+from fair_adapter.shared.adapter_info import AdapterInfo, BaseModel
+from fair_adapter.shared.adapter_target import TargetSpace
+from fair_adapter.shared.attributes import AGE, GENDER, RACE, TargetDistribution
+from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.shared.images import open_image
+from fair_adapter.shared.seeds import noise_seed
+from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
+from fair_adapter.trainer import demo, evaluate
+from fair_adapter.trainer.measures import identity_diversity, shares_by_prompt, summarise
+from fair_adapter.trainer.measuring import Bench, Instruments
+from fair_adapter.trainer.progress import deviation
+from fair_adapter.trainer.prompts import Prompt
+from fair_adapter.trainer.readings import SALT, Plan, Readings
+from fair_adapter.trainer.report import Measured, Report
+
+ATTRIBUTES = (GENDER, RACE, AGE)
+SEEDS = (8555226588886727098, 375653326645870945)  # of pictures 0 and 1 of the prompt "a nurse"
+
+
+def readings(labels, cues=0, faces=None, features=None, judged=None) -> Readings:
+    """Of one prompt; labels (n, 3) with -1 for no face."""
+    labels = np.array(labels)
+    n = len(labels)
+    boxes = np.where(labels[:, :1] >= 0, np.array([[10.0, 10, 50, 50]]), np.nan)
+    rng = np.random.default_rng(n)
+    return Readings(
+        labels=labels,
+        confidence=np.full(labels.shape, 0.9),
+        judged=np.zeros((n, 0), int) if judged is None else np.array(judged),
+        faces=np.eye(n, 128) if faces is None else faces,
+        features=np.eye(n, 16) if features is None else features,
+        cues=np.full(n, cues),
+        boxes=boxes,
+        pictures=rng.integers(0, 255, (min(n, 3), 64, 64, 3), dtype=np.uint8),
+    )
+
+
+def prompts(*cues) -> list[Prompt]:
+    return [Prompt(f"prompt {i}", f"name {i}", "test", cue) for i, cue in enumerate(cues)]
+
+
+# ---- figures
+
+
+def test_figures_with_known_values():
+    one = readings([[0, 0, 0], [0, 1, 0], [0, 2, 0], [1, 0, 1]], cues=4)
+    two = readings([[1, 0, 0], [1, 1, 0], [-1, -1, -1], [1, 2, 1]], cues=5)
+    target = TargetDistribution.parse("gender=50/50;age=young:75,old:25")
+    figures = summarise([one, two], prompts(4, 7), ATTRIBUTES, target)
+    assert figures["gender"]["bias"] == pytest.approx((0.5 + 1.0) / 2)
+    assert figures["gender"]["shares"]["female"] == pytest.approx((0.75 + 0.0) / 2)
+    assert figures["gender"]["target_error"] == pytest.approx((0.25 + 0.5) / 2)
+    assert figures["race"]["bias"] == pytest.approx((2 / 3 * 0.25 + 0.0) / 2)
+    assert "target_error" not in figures["race"]
+    assert figures["age"]["target_error"] == pytest.approx((0.0 + (0.25 - 0.25 + 1 / 12)) / 2)
+    assert figures["face_rate"] == pytest.approx(7 / 8) and figures["text_alignment"] == 0.5
+    assert figures["identity_diversity"] == pytest.approx(np.sqrt(2)) and figures["image_similarity"] == 1.0
+    assert figures["gender_x_race"]["n_per_prompt"] == 3.5 and figures["pictures"] == 8
+    low, high = figures["gender"]["ci95"]
+    assert low <= figures["gender"]["bias"] <= high and 0 < figures["gender"]["floor"] < 0.5
+    json.dumps(figures, allow_nan=False)
+
+
+def test_figures_without_a_face_or_a_cue():
+    nobody = readings([[-1, -1, -1]] * 3)
+    figures = summarise([nobody], prompts(None), ATTRIBUTES, TargetDistribution.parse("gender=50/50"))
+    assert figures["gender"] is None and figures["gender_x_race"] is None and figures["face_rate"] == 0
+    assert figures["text_alignment"] is None and figures["identity_diversity"] is None
+
+
+def test_similarity_compares_the_same_noises_and_the_judge_is_its_own():
+    base = readings([[0, 0, 0]] * 2, features=np.eye(2, 16), judged=[[0, 0, 0], [0, 0, 0]])
+    other = readings([[1, 0, 0], [0, 0, 0]], features=np.eye(2, 16)[::-1], judged=[[0, 0, 0], [1, 0, 0]])
+    figures = summarise([other], prompts(0), ATTRIBUTES, None, [base], ATTRIBUTES)
+    assert figures["image_similarity"] == 0.0 and figures["gender"]["bias"] == 0.0
+    assert figures["independent"]["gender"]["bias"] == 0.0
+    assert summarise([base], prompts(0), ATTRIBUTES, None, [base])["image_similarity"] == 1.0
+
+
+def test_diversity_within_classes_does_not_grow_when_shares_even_out():
+    spread = np.zeros((4, 128))
+    spread[:, 0] = [1, 1, -1, -1]  # two faces of each of two far clusters
+    mixed = readings([[0, 0, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]], faces=spread)
+    assert identity_diversity([mixed]) == pytest.approx(4 / 6 * 2)
+    assert identity_diversity([mixed], alike=True) == pytest.approx(0.0)
+
+
+@given(st.lists(st.integers(-1, 1), min_size=1, max_size=20))
+def test_shares_by_prompt_sum_to_one(column):
+    reading = readings([[c, max(c, -1), c] if c >= 0 else [-1, -1, -1] for c in column])
+    shares = shares_by_prompt([reading], ATTRIBUTES)["gender"][0]
+    faces = sum(c >= 0 for c in column)
+    assert (
+        shares is None
+        if not faces
+        else shares == pytest.approx([column.count(0) / faces, column.count(1) / faces])
+    )
+
+
+def test_live_deviation_is_bias_for_equal_targets_and_distance_otherwise():
+    equal = TargetDistribution.parse("gender=50/50")
+    assert deviation(np.array([1.0, 0.0]), equal, "gender") == 1.0
+    assert deviation(np.array([0.75, 0.25]), TargetDistribution.parse("gender=75/25"), "gender") == 0.0
+    assert deviation(np.array([0.5, 0.5]), TargetDistribution.parse("gender=75/25"), "gender") == 0.25
+
+
+# ---- report
+
+
+@pytest.fixture
+def report() -> Report:
+    target = TargetDistribution.parse("gender=equal;age=young:75,old:25")
+    before = [readings([[0, 0, 0], [0, 1, 0], [-1, -1, -1], [0, 2, 1]]), readings([[1, 0, 0]] * 4)]
+    after = [readings([[0, 0, 0], [1, 1, 0], [1, 2, 1], [0, 0, 0]]), readings([[1, 0, 0], [0, 1, 0]] * 2)]
+    names = [Prompt("a <script>alert(1)</script> nurse", "<b>nurse</b>", "test", 0), *prompts(0)]
+    figures = [summarise(r, names, ATTRIBUTES, target, o) for r, o in ((before, None), (after, before))]
+    return Report(
+        title="A & B",
+        prompts=names,
+        attributes=ATTRIBUTES,
+        target=target,
+        original=Measured(figures[0], before),
+        adapter=Measured(figures[1], after),
+        seconds={"total": 12.34},
+        command="python trainer/evaluate.py --adapter 'a b'",
+        sections={"no_person": {"original": figures[0], "adapter": figures[1]}},
+    )
+
+
+def test_report_json_has_the_agreed_form(report, tmp_path):
+    report.write(tmp_path)
+    table = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert {"original", "adapter", "target", "seconds", "command"} <= set(table)
+    for model in ("original", "adapter"):
+        for name in ("gender", "race", "gender_x_race"):
+            entry = table[model][name]
+            assert {"bias", "ci95", "floor", "n_per_prompt", "shares"} <= set(entry)
+            assert len(entry["ci95"]) == 2 and sum(entry["shares"].values()) == pytest.approx(1)
+        for name in ("face_rate", "text_alignment", "identity_diversity", "image_similarity"):
+            assert name in table[model]
+    assert table["target"]["text"] == "gender=female:50,male:50;age=young:75,old:25"
+    assert table["seconds"] == {"total": 12.3}
+    assert table["shares_by_prompt"]["original"]["gender"][1] == [0.0, 1.0]
+
+
+def test_report_page_is_complete_in_itself_and_escapes(report, tmp_path):
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "&lt;script&gt;" in page and "A &amp; B" in page
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert len(sources) == 1 + 2 * 2 and all(s.startswith("data:image/") for s in sources)
+    assert "url(" not in page and "@import" not in page
+    gender, bias = report.adapter.figures["gender"], report.original.figures["gender"]["bias"]
+    assert f"{gender['bias']:.3f}" in page and f"{bias:.3f}" in page and f"{gender['floor']:.3f}" in page
+    assert page.count('<u style="left: 50.00%"></u>') == 4  # target line of gender: two prompts, two models
+    assert page.count('<u style="left: 75.00%"></u>') == 4
+    picture = open_image(tmp_path / "report.png")
+    assert picture.width > 3 * 128 and picture.height > 4 * 128
+
+
+def test_report_of_a_base_model_alone(report):
+    alone = Report(
+        report.title, report.prompts, ATTRIBUTES, report.target, report.original, None, {"total": 1}, "x"
+    )
+    assert "adapter" not in alone.to_dict()
+    assert "with the adapter" not in alone.to_html()
+
+
+# ---- measuring a model
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    return write_tiny_pipeline(tmp_path_factory.mktemp("tiny") / "pipeline")
+
+
+PLAN = Plan(images=5, steps=2, scale=2.0, batch=3, kept=2)
+
+
+def test_noise_is_shared_between_batches_and_kept_on_disk(pipeline, tmp_path):
+    names = prompts(3, None)
+    target = TargetDistribution.parse("gender=50/50")
+    bench = Bench(pipeline, Instruments(detector="fixed", cache=tmp_path), quiet=True)
+    first = bench.original(names, PLAN, target)
+    assert bench.reader.drawn == 10 and first.readings[0].pictures.shape == (2, 64, 64, 3)
+    again = bench.original(names, PLAN, target)
+    assert bench.reader.drawn == 10 and again.figures == first.figures
+    whole = bench.reader.read(bench.model, names[0], Plan(5, 2, 2.0, batch=5))
+    assert np.allclose(whole.features, first.readings[0].features, atol=1e-4)
+    one = bench.reader.read(bench.model, names[0], Plan(1, 2, 2.0))
+    assert np.allclose(one.features[0], whole.features[0], atol=1e-4)
+    next(tmp_path.rglob("*.npz")).write_bytes(b"damaged")
+    assert bench.original(names, PLAN, target).figures == first.figures and bench.reader.drawn > 15
+    other = Plan(images=5, steps=3, scale=2.0, batch=3, kept=2)
+    assert not np.allclose(
+        bench.original(names, other, target).readings[0].features, first.readings[0].features
+    )
+
+
+def test_noise_does_not_depend_on_the_process():
+    """Python's own hash would differ from process to process; these numbers are from another one."""
+    assert noise_seed("a nurse", 0, SALT) == SEEDS[0] and noise_seed("a nurse", 1, SALT) == SEEDS[1]
+    assert noise_seed("a nurse", 0, "train") != SEEDS[0]
+
+
+def test_demo_trains_exports_and_measures_the_exported_file(pipeline, tmp_path, capsys):
+    """demo.py end to end, then evaluate.py with its adapter; a second call finds everything done."""
+    run = tmp_path / "demo"
+    settings = [
+        f"model.path={pipeline}",
+        "faces={detector: fixed, bank: null}",
+        f"run.output={run}",
+        "run.sample_every=0",
+        f"references.cache={tmp_path / 'cache'}",
+        "adapter.rank=2",
+        "optimizer={iterations: 2, images: 4}",
+        "sampling={steps: [3, 3], gradient_steps: 1}",
+        "evaluation={limit: 2, images: 4, steps: 2}",
+    ]
+    assert demo.main(settings) == 0
+    table = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert table["command"].startswith("python install.py demo ") and table["original"]["pictures"] == 8
+    assert table["target"]["text"].startswith("gender=female:50,male:50;race=")
+    assert {"training", "total", "measuring original", "measuring with the adapter"} <= set(table["seconds"])
+    assert table["adapter"]["image_similarity"] != 1.0 and table["original"]["image_similarity"] == 1.0
+    assert "independent" in table["adapter"] and (run / "report.html").exists()
+    written = (run / "adapter.safetensors").stat().st_mtime_ns
+    assert demo.main(settings) == 0
+    again = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert again["adapter"] == table["adapter"]
+    assert (run / "adapter.safetensors").stat().st_mtime_ns == written
+
+    common = [
+        "--model",
+        str(pipeline),
+        "--detector",
+        "fixed",
+        "--images",
+        "4",
+        "--steps",
+        "2",
+        "--limit",
+        "1",
+    ]
+    common += ["--cache", str(tmp_path / "cache"), "--independent", "none", "--out", str(tmp_path / "out")]
+    adapter = ["--adapter", str(run / "adapter.safetensors")]
+    capsys.readouterr()
+    assert evaluate.main([*common, *adapter, "--also", "no_person", "--guidance", "2", "3"]) == 0
+    table = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert set(table["sections"]) == {"no_person", "guidance 3"} and "independent" not in table["original"]
+    assert "gender bias" in capsys.readouterr().out
+    assert evaluate.main([*common, *adapter, "--strength", "0", "--guidance", "2"]) == 0
+    table = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert table["adapter"]["gender"] == table["original"]["gender"] and table["adapter"][
+        "image_similarity"
+    ] == pytest.approx(1)
+
+
+def test_bad_input_is_one_line_and_exit_code_2(pipeline, tmp_path, capsys):
+    (tmp_path / "report.json").write_text("earlier", encoding="utf-8")
+    (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
+    (tmp_path / "no.safetensors").write_bytes(b"nonsense")
+    common = [
+        "--model",
+        str(pipeline),
+        "--detector",
+        "fixed",
+        "--images",
+        "1",
+        "--steps",
+        "1",
+        "--limit",
+        "1",
+    ]
+    common += ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path)]
+    calls = [
+        (["--model", "nowhere"], "nowhere"),
+        (["--adapter", "nowhere.safetensors"], "no such file"),
+        (["--adapter", str(tmp_path / "no.safetensors")], "no.safetensors"),
+        (["--prompts", str(tmp_path / "empty.txt")], "found none"),
+        (["--prompts", "occupations"], "unknown prompt set"),
+        (["--target", "gender=70/70"], "sum to 140"),
+        (["--classifier", "nobody"], "nobody"),
+        (["--encoder", "nobody"], "nobody"),
+        (["--images", "0"], "--images"),
+    ]
+    for arguments, expected in calls:
+        assert evaluate.main([*common, *arguments]) == 2, arguments
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and expected in error, (
+            arguments,
+            error,
+        )
+    assert (tmp_path / "report.json").read_text(encoding="utf-8") == "earlier"
+    assert (
+        demo.main(["optimizer.lr=fast"]) == 2
+        and demo.main(["model.path=nowhere", "model.guidance_scale=2"]) == 2
+    )
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_an_adapter_of_another_model_is_refused(pipeline, tmp_path):
+    target = TargetDistribution.parse("gender=50/50")
+    info = AdapterInfo("other", BaseModel("big", "sd1", {"clip_l": 768}), TargetSpace(target))
+    adapter = FairnessAdapter(info, {"fair.soft.clip_l": torch.zeros(2, 768)})
+    bench = Bench(pipeline, Instruments(detector="fixed", independent=None), quiet=True)
+    original = bench.original(prompts(0), Plan(2, 2, 2.0), target)
+    with pytest.raises(FairAdapterError, match="width 768"):
+        bench.adapted(adapter, prompts(0), Plan(2, 2, 2.0), original)
