@@ -51,7 +51,8 @@ class Recipe:
     unet_batch: int = 64
     unet: Schedule = field(default_factory=lambda: Schedule(steps=14000, lr=2e-3, ema=0.999))
     no_caption: float = 0.1
-    min_snr: float = 5.0
+    weight_offset: float = 0.1
+    weight_power: float = 0.5
 
 
 def portraits(pool: Pool, index: np.ndarray, rng: np.random.Generator, device: torch.device) -> Tensor:
@@ -231,7 +232,10 @@ class TextAndUNet(nn.Module):
 
 
 def train_unet(recipe: Recipe, work: Path, device: torch.device) -> TextAndUNet:
-    """Denoising loss on epsilon with min-SNR weights (Hang et al., 2023, eq. 7 with gamma = 5)."""
+    """Denoising loss on epsilon, weighted by (k + SNR)^-gamma (P2 weights: Choi et al., 2022, eq. 8).
+
+    An unweighted loss on epsilon hardly sees the noisy steps, where gender and race are decided.
+    """
     arrays = load_arrays(work / "latents.npz", "latents")
     latents = torch.from_numpy(arrays["latents"])
     buckets = [np.flatnonzero(arrays["bucket"] == b) for b in range(len(CELLS) * CUES)]
@@ -256,7 +260,7 @@ def train_unet(recipe: Recipe, work: Path, device: torch.device) -> TextAndUNet:
         with torch.autocast(device.type, torch.bfloat16):
             predicted = predict(z, t, ids.to(device))
         snr = alphas[t] / (1 - alphas[t])
-        weight = snr.clamp(max=recipe.min_snr) / snr
+        weight = (recipe.weight_offset + snr) ** -recipe.weight_power
         return {"denoising": (weight * (predicted.float() - eps).square().mean((1, 2, 3))).mean()}
 
     fit("unet", model, losses, recipe.unet, recipe.seed, work, device)
