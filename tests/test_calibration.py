@@ -13,7 +13,7 @@ from fair_adapter.shared.classifiers.default import FILES
 from fair_adapter.shared.classifiers.weights import WEIGHTS_FOLDER, identity
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.tests.fixture_faces import FOLDER, aligned, chain, rows
-from fair_adapter.trainer import calibrate
+from fair_adapter.trainer.face_chain import calibrate
 
 
 def test_temperatures_divide_the_logits_and_move_no_decision() -> None:

@@ -22,7 +22,7 @@ from fair_adapter.shared.classifiers.weights import METADATA_KEY, WEIGHTS_FOLDER
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import align, stack_points
 from fair_adapter.tests.fixture_faces import FOLDER, aligned, chain, images, rows
-from fair_adapter.trainer import convert_weights
+from fair_adapter.trainer.face_chain import convert_weights
 
 
 def predicted(name: str) -> list[str]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fair_adapter.shared.attributes import GENDER, RACE, TargetDistribution
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.trainer.config import (
+from fair_adapter.trainer.configuration.config import (
     Config,
     PromptSource,
     TargetConfig,
@@ -18,9 +18,16 @@ from fair_adapter.trainer.config import (
     load_config,
     options,
 )
-from fair_adapter.trainer.prompts import HELD_OUT, SETS, Schedule, evenly, read_prompts, training_sets
-from fair_adapter.trainer.settings import plain
-from fair_adapter.trainer.targets import TargetDraw, target_space
+from fair_adapter.trainer.configuration.prompts import (
+    HELD_OUT,
+    SETS,
+    Schedule,
+    evenly,
+    read_prompts,
+    training_sets,
+)
+from fair_adapter.trainer.configuration.settings import plain
+from fair_adapter.trainer.training.targets import TargetDraw, target_space
 
 CONFIGS = Path(__file__).parents[1] / "trainer" / "configs"
 BOTH = TargetDistribution.parse("gender=equal;race=equal")

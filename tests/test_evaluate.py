@@ -18,12 +18,12 @@ from fair_adapter.shared.images import open_image
 from fair_adapter.shared.seeds import noise_seed
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
 from fair_adapter.trainer import demo, evaluate
-from fair_adapter.trainer.measures import identity_diversity, shares_by_prompt, summarise
-from fair_adapter.trainer.measuring import Bench, Instruments
+from fair_adapter.trainer.configuration.prompts import Prompt
+from fair_adapter.trainer.evaluation.measures import identity_diversity, shares_by_prompt, summarise
+from fair_adapter.trainer.evaluation.measuring import Bench, Instruments
+from fair_adapter.trainer.evaluation.readings import SALT, Plan, Readings
+from fair_adapter.trainer.evaluation.report import Measured, Report
 from fair_adapter.trainer.progress import deviation
-from fair_adapter.trainer.prompts import Prompt
-from fair_adapter.trainer.readings import SALT, Plan, Readings
-from fair_adapter.trainer.report import Measured, Report
 
 ATTRIBUTES = (GENDER, RACE, AGE)
 SEEDS = (8555226588886727098, 375653326645870945)  # of pictures 0 and 1 of the prompt "a nurse"

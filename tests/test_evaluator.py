@@ -32,7 +32,7 @@ from fair_adapter.shared.classifiers.weights import WEIGHTS_FOLDER
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import window
 from fair_adapter.tests.fixture_faces import aligned, chain, rows
-from fair_adapter.trainer import convert_evaluator, fit_evaluator
+from fair_adapter.trainer.face_chain import convert_evaluator, fit_evaluator
 
 READINGS = Path(__file__).parent / "data" / "evaluator_readings.csv"
 

@@ -21,14 +21,16 @@ from fair_adapter.shared.images import open_image
 from fair_adapter.shared.seeds import starting_noise
 from fair_adapter.tests import fixture_faces
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
-from fair_adapter.trainer import convert_semantics, face_bank, generation, train
-from fair_adapter.trainer.bank import Entry, ReferenceBank
-from fair_adapter.trainer.config import OptimizerConfig, load_config
-from fair_adapter.trainer.encoders import EmbeddedEncoder, load_encoders
-from fair_adapter.trainer.observer import load_observer
-from fair_adapter.trainer.optimizer import Optimizer
-from fair_adapter.trainer.processes import Processes
-from fair_adapter.trainer.setup import prepare
+from fair_adapter.trainer import face_bank, train
+from fair_adapter.trainer.configuration.config import OptimizerConfig, load_config
+from fair_adapter.trainer.evaluation import generation
+from fair_adapter.trainer.face_chain import convert_semantics
+from fair_adapter.trainer.training.bank import Entry, ReferenceBank
+from fair_adapter.trainer.training.encoders import EmbeddedEncoder, load_encoders
+from fair_adapter.trainer.training.observer import load_observer
+from fair_adapter.trainer.training.optimizer import Optimizer
+from fair_adapter.trainer.training.processes import Processes
+from fair_adapter.trainer.training.setup import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = """

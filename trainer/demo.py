@@ -9,6 +9,7 @@ there from an earlier call is used again, so that a stopped demo goes on and a f
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.machinery
 import importlib.util
@@ -27,7 +28,7 @@ if "fair_adapter" not in sys.modules:  # the repository root under its one impor
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.trainer.config import Config, PromptSource, load_config
+from fair_adapter.trainer.configuration.config import Config, PromptSource, load_config
 from fair_adapter.trainer.train import STOPPED, train
 
 CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
@@ -36,12 +37,12 @@ CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 def run(config: Config, command: str) -> int:
     """The demo; returns the exit code."""
     from fair_adapter.shared.adapter import FairnessAdapter
+    from fair_adapter.trainer.configuration.prompts import evenly, read_prompts
     from fair_adapter.trainer.evaluate import print_summary
-    from fair_adapter.trainer.measuring import Bench, Instruments
-    from fair_adapter.trainer.prompts import evenly, read_prompts
-    from fair_adapter.trainer.readings import Plan
-    from fair_adapter.trainer.report import Report
-    from fair_adapter.trainer.setup import guidance_scale, model_folder
+    from fair_adapter.trainer.evaluation.measuring import Bench, Instruments
+    from fair_adapter.trainer.evaluation.readings import Plan
+    from fair_adapter.trainer.evaluation.report import Report
+    from fair_adapter.trainer.training.setup import guidance_scale, model_folder
 
     began, asked = time.perf_counter(), config.evaluation
     prompts = evenly(read_prompts(PromptSource(asked.prompts)), asked.limit)
@@ -94,9 +95,13 @@ def run(config: Config, command: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("settings", nargs="*", metavar="key=value", help=f"settings over {CONFIG.name}")
+    settings = parser.parse_args(arguments).settings
     try:
-        return run(load_config(CONFIG, arguments), shlex.join(["python", "install.py", "demo", *arguments]))
+        return run(load_config(CONFIG, settings), shlex.join(["python", "install.py", "demo", *settings]))
     except FairAdapterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -34,13 +34,13 @@ import torch
 from fair_adapter.shared.adapter import FairnessAdapter
 from fair_adapter.shared.attributes import TargetDistribution
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.trainer.config import PromptSource
-from fair_adapter.trainer.measuring import INDEPENDENT, Bench, Instruments
-from fair_adapter.trainer.prompts import SETS, Prompt, evenly, read_prompts
-from fair_adapter.trainer.readings import Plan
-from fair_adapter.trainer.report import Measured, Report
-from fair_adapter.trainer.setup import DTYPES, guidance_scale, model_folder
+from fair_adapter.trainer.configuration.config import PromptSource
+from fair_adapter.trainer.configuration.prompts import SETS, Prompt, evenly, read_prompts
+from fair_adapter.trainer.evaluation.measuring import INDEPENDENT, Bench, Instruments
+from fair_adapter.trainer.evaluation.readings import Plan
+from fair_adapter.trainer.evaluation.report import Measured, Report
 from fair_adapter.trainer.tables import print_table
+from fair_adapter.trainer.training.setup import DTYPES, guidance_scale, model_folder
 
 DEFAULT_TARGET = "equal shares"
 

@@ -1,11 +1,11 @@
 """Converts what the trainer makes, and the authors' released adapters, into files that other programs load.
 
-    python trainer/export.py adapter FILE [--target gender=50/50] [--name NAME] [--out DIR]
-        a kohya LoRA and a textual-inversion embedding at one target, for any host's stock loaders
-    python trainer/export.py official FILE_OR_FOLDER ... --target gender=50/50 --out adapter.safetensors
-        the official release's .pth files as a fairness adapter
-    python trainer/export.py portrait [--out portrait.safetensors]
-        the portrait model as one checkpoint with its yaml, for AUTOMATIC1111
+python trainer/export.py adapter FILE [--target gender=50/50] [--name NAME] [--out DIR]
+    a kohya LoRA and a textual-inversion embedding at one target, for any host's stock loaders
+python trainer/export.py official FILE_OR_FOLDER ... --target gender=50/50 --out adapter.safetensors
+    the official release's .pth files as a fairness adapter
+python trainer/export.py portrait [--out portrait.safetensors]
+    the portrait model as one checkpoint with its yaml, for AUTOMATIC1111
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ import importlib.util
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 if "fair_adapter" not in sys.modules:  # the repository root under its one import name
@@ -28,64 +27,27 @@ import torch
 from PIL import Image
 
 from fair_adapter.shared.bar_grid import draw_grid
-from fair_adapter.shared.bars import CERTAIN, FaceBars, draw_faces, ordered, read_bars
-from fair_adapter.shared.classifiers import AttributeClassifier, load_classifier
-from fair_adapter.shared.classifiers.default import DefaultClassifier
+from fair_adapter.shared.bars import CERTAIN, FaceBars, draw_faces
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.shared.faces import FaceDetector, align_all
 from fair_adapter.shared.images import image_files, open_image, to_tensor
+from fair_adapter.shared.reader import FaceReader, PictureReading
 from fair_adapter.trainer.tables import print_table
 
 OVERVIEW = 120  # pictures on the overview
 TILE = 256  # px
 
 
-@dataclass(frozen=True)
-class Reading:
-    """One picture: its faces, the largest first, and their ages in years where the classifier gives them."""
-
-    path: Path
-    faces: tuple[FaceBars, ...]
-    years: tuple[float, ...]
-
-
-class Reader:
-    """Detector and classifier on one device."""
-
-    def __init__(
-        self, classifier: AttributeClassifier, device: torch.device, all_faces: bool, certain: float
-    ) -> None:
-        self.detector = FaceDetector()
-        self.classifier = classifier
-        self.device, self.all_faces, self.certain = device, all_faces, certain
-
-    @torch.no_grad()
-    def read(self, path: Path, image: Image.Image) -> Reading:
-        """Faces of one picture."""
-        pixels = to_tensor(image)[None].to(self.device)
-        faces = self.detector.detect(pixels)[0]
-        faces = faces if self.all_faces else faces[:1]
-        if not faces:
-            return Reading(path, (), ())
-        aligned = align_all(pixels, faces)
-        bars = read_bars(self.classifier(aligned), self.classifier.attributes, faces, self.certain)
-        years = (
-            self.classifier.years(aligned).tolist() if isinstance(self.classifier, DefaultClassifier) else ()
-        )
-        return Reading(path, tuple(bars), tuple(years))
-
-
-def table_rows(reading: Reading, names: list[str]) -> list[list[str]]:
+def table_rows(name: str, reading: PictureReading, names: list[str]) -> list[list[str]]:
     """One line for each face of a picture, or one that says "no face"."""
     if not reading.faces:
-        return [[reading.path.name, "no face", *("" for _ in names), ""]]
+        return [[name, "no face", *("" for _ in names), ""]]
     rows = []
     for index, face in enumerate(reading.faces):
         cells = {bar.attribute: f"{bar.label} {bar.confidence:.2f}" for bar in face.bars}
         if reading.years and "age" in cells:
             cells["age"] += f", {reading.years[index]:.0f} years"
         unsure = ", ".join(bar.attribute for bar in face.bars if not bar.certain)
-        rows.append([reading.path.name, str(index + 1), *(cells[name] for name in names), unsure])
+        rows.append([name, str(index + 1), *(cells[attribute] for attribute in names), unsure])
     return rows
 
 
@@ -122,14 +84,9 @@ def run(options: argparse.Namespace) -> int:
     """Reads, draws and prints; returns the exit code."""
     files = image_files(options.path)
     targets = output_paths(files, options.out)
-    reader = Reader(
-        load_classifier(options.classifier).to(options.device),  # type: ignore[attr-defined]
-        torch.device(options.device),
-        options.all_faces,
-        options.certain,
-    )
+    reader = FaceReader(options.classifier, options.device, options.all_faces, options.certain)
+    names = [a.name for a in reader.attributes]
     prepare_folder(options.out)
-    names = [a.name for a in ordered(reader.classifier.attributes)]
     rows: list[list[str]] = []
     tiles: list[tuple[Image.Image, list[FaceBars]]] = []
     bad: list[str] = []
@@ -139,9 +96,9 @@ def run(options: argparse.Namespace) -> int:
         except FairAdapterError as error:
             bad.append(str(error))
             continue
-        reading = reader.read(path, image)
+        reading = reader.examine(to_tensor(image)[None])[0]
         draw_faces(image, reading.faces).save(targets[path])
-        rows += table_rows(reading, names)
+        rows += table_rows(path.name, reading, names)
         if len(tiles) < OVERVIEW:
             tiles.append(shrunk(image, reading.faces))
     for line in bad:
@@ -153,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
         everything = len(tiles) == len(files) - len(bad)
         title = f"{options.path}" + ("" if everything else f": first {len(tiles)} pictures")
         pictures, readings = zip(*tiles)
-        draw_grid(pictures, readings, reader.classifier.attributes, title=title).save(
+        draw_grid(pictures, readings, reader.attributes, title=title).save(
             options.out / "overview.png"
         )
     print(f"{len(files) - len(bad)} of {len(files)} pictures read; copies with bars in {options.out}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..shared.attributes import TargetDistribution
 from ..shared.metrics import bias, target_error
-from .loop import Outcome
+from .training.loop import Outcome
 
 T = TypeVar("T")
 WINDOW = 20  # iterations whose mean is shown

@@ -26,7 +26,7 @@ if "fair_adapter" not in sys.modules:  # the repository root under its one impor
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.trainer.config import Config, load_config, options
+from fair_adapter.trainer.configuration.config import Config, load_config, options
 
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
 
@@ -36,13 +36,13 @@ def train(config: Config, watch: Callable[[int], None] = lambda iteration: None)
 
     watch: called after every iteration with the number of those done.
     """
-    from fair_adapter.trainer.logs import Log
-    from fair_adapter.trainer.processes import Processes
+    from fair_adapter.trainer.configuration.settings import plain
     from fair_adapter.trainer.progress import Progress, Running, figures
-    from fair_adapter.trainer.samples import Samples
-    from fair_adapter.trainer.settings import plain
-    from fair_adapter.trainer.setup import adapter_info, prepare
-    from fair_adapter.trainer.state import Interruption, check_folder, load_state, save_state
+    from fair_adapter.trainer.training.logs import Log
+    from fair_adapter.trainer.training.processes import Processes
+    from fair_adapter.trainer.training.samples import Samples
+    from fair_adapter.trainer.training.setup import adapter_info, prepare
+    from fair_adapter.trainer.training.state import Interruption, check_folder, load_state, save_state
 
     run, total, folder = config.run, config.optimizer.iterations, Path(config.run.output)
     path = folder / "adapter.safetensors"

@@ -67,7 +67,7 @@ class ClassifierModule(nn.Module):
         if wrong:
             raise FairAdapterError(
                 f"{CALIBRATION}: expected positive temperatures for '{name}', found {', '.join(wrong)}; "
-                "measure them again with trainer/calibrate.py"
+                "measure them again with trainer/face_chain/calibrate.py"
             )
 
     def raw_logits(self, faces: Tensor) -> dict[str, Tensor]:
@@ -104,7 +104,7 @@ def temperatures(name: str, attributes: tuple[Attribute, ...], path: Path = CALI
     Raises:
         FairAdapterError: the file is missing or no JSON of the expected form.
     """
-    remedy = "restore it with git or measure again with trainer/calibrate.py"
+    remedy = "restore it with git or measure again with trainer/face_chain/calibrate.py"
     try:
         measured = json.loads(path.read_text(encoding="utf-8")).get(name, {})
         return {a.name: float(measured[a.name]["temperature"]) for a in attributes if a.name in measured}

@@ -50,7 +50,7 @@ class DlibFaceNet(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> DlibFaceNet:
-        """The net of a file written by `trainer/convert_weights.py`."""
+        """The net of a file written by `trainer/face_chain/convert_weights.py`."""
         tensors, metadata = read_tensors(path)
         return cls(dequantised(tensors, metadata.get("quantization", {}), path), path)
 

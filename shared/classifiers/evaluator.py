@@ -49,7 +49,7 @@ class Accuracy:
 
 
 class FaceResNet(nn.Module):
-    """MobileNet v1 of a file written by `trainer/convert_evaluator.py`, float32.
+    """MobileNet v1 of a file written by `trainer/face_chain/convert_evaluator.py`, float32.
 
     Raises:
         FairAdapterError: the file lists no layers, or a tensor is missing or of another shape.
@@ -167,7 +167,7 @@ def _layers(metadata: Mapping[str, Any], path: Path) -> list[tuple[int, bool]]:
 def _measured(
     metadata: Mapping[str, Any], attributes: tuple[Attribute, ...], path: Path
 ) -> tuple[dict[str, float], dict[str, Accuracy]]:
-    """Temperature and accuracy of each attribute, which `trainer/fit_evaluator.py` measured."""
+    """Temperature and accuracy of each attribute, which `trainer/face_chain/fit_evaluator.py` measured."""
     try:
         scales = {a.name: float(metadata["temperatures"][a.name]) for a in attributes}
         return scales, {a.name: Accuracy(**metadata["accuracy"][a.name]) for a in attributes}

@@ -1,9 +1,9 @@
 """Runs a small feed-forward net whose layers are listed in its weight file.
 
-The gender and age nets are published as ONNX files. `trainer/convert_weights.py` copies the weights and
-the list of nodes into one safetensors file; this module runs the few operators they use in torch, so
-that neither onnx nor onnxruntime is needed and gradients reach the image. The list ends at the logits:
-the closing softmax is left out.
+The gender and age nets are published as ONNX files. `trainer/face_chain/convert_weights.py` copies the
+weights and the list of nodes into one safetensors file; this module runs the few operators they use in
+torch, so that neither onnx nor onnxruntime is needed and gradients reach the image. The list ends at the
+logits: the closing softmax is left out.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Graph(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> Graph:
-        """The net in a file written by `trainer/convert_weights.py`; errors as the class."""
+        """The net in a file written by `trainer/face_chain/convert_weights.py`; errors as the class."""
         tensors, metadata = read_tensors(path)
         values = dequantised(tensors, metadata.get("quantization", {}), path)
         return cls(values, metadata.get("program", {}), path)

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
-from ..shared.errors import FairAdapterError
+from ...shared.errors import FairAdapterError
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
-        known = sorted(p.name for p in (Path(__file__).parent / "configs").glob("*.yaml"))
+        known = sorted(p.name for p in (Path(__file__).parents[1] / "configs").glob("*.yaml"))
         raise FairAdapterError(
             f"{path}: expected a configuration, found none that can be read; trainer/configs has "
             f"{', '.join(known)}"

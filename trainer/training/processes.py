@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared.errors import FairAdapterError
+from ...shared.errors import FairAdapterError
 
 
 class Processes:

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..shared.attributes import Attribute, TargetDistribution
-from ..shared.classifiers import AttributeClassifier, load_classifier
-from ..shared.classifiers.default import DefaultClassifier
-from ..shared.classifiers.default import load as load_default
-from ..shared.errors import FairAdapterError
-from ..shared.faces import Face, FaceDetector, align, largest, stack_points
-from ..shared.faces.alignment import template
-from ..shared.preservation import SemanticEncoder
+from ...shared.attributes import Attribute, TargetDistribution
+from ...shared.classifiers import AttributeClassifier, load_classifier
+from ...shared.classifiers.default import DefaultClassifier
+from ...shared.classifiers.default import load as load_default
+from ...shared.errors import FairAdapterError
+from ...shared.faces import Face, FaceDetector, align, largest, stack_points
+from ...shared.faces.alignment import template
+from ...shared.preservation import SemanticEncoder
 
 MIDDLE = 0.7  # side of the fixed face chip as a fraction of the image's
 

@@ -16,20 +16,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..shared.attributes import Attribute
-from ..shared.bars import CERTAIN, Bar, FaceBars, class_colour, ordered
-from ..shared.classifiers import AttributeClassifier
-from ..shared.errors import FairAdapterError
-from ..shared.faces import align, stack_points
-from ..shared.images import to_bytes
-from ..shared.seeds import noise_seed
-from ..shared.tensor_file import write_bytes
-from .bank import fingerprint
-from .families.stable_diffusion import StableDiffusion
+from ...shared.attributes import Attribute
+from ...shared.bars import CERTAIN, Bar, FaceBars, class_colour, ordered
+from ...shared.classifiers import AttributeClassifier
+from ...shared.errors import FairAdapterError
+from ...shared.faces import align, stack_points
+from ...shared.images import to_bytes
+from ...shared.seeds import noise_seed
+from ...shared.tensor_file import write_bytes
+from ..configuration.prompts import Prompt
+from ..families.stable_diffusion import StableDiffusion
+from ..portrait.world import recognise_cue
+from ..training.bank import fingerprint
+from ..training.observer import Observer, View
 from .generation import generate
-from .observer import Observer, View
-from .portrait.world import recognise_cue
-from .prompts import Prompt
 
 SALT = "evaluate"
 

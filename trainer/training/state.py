@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from ..shared.errors import FairAdapterError
-from ..shared.tensor_file import write_bytes
-from .config import Config, differences
+from ...shared.errors import FairAdapterError
+from ...shared.tensor_file import write_bytes
+from ..configuration.config import Config, differences
+from ..configuration.settings import plain
 from .optimizer import Optimizer
-from .settings import plain
 
 FILE = "state.pt"
 FORMAT = 1

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..shared.errors import FairAdapterError
+from ...shared.errors import FairAdapterError
+from ..portrait.phrases import PAPER_TEMPLATE, TEMPLATES
+from ..portrait.world import Phrase, build_world
 from .config import PromptSource
-from .portrait.phrases import PAPER_TEMPLATE, TEMPLATES
-from .portrait.world import Phrase, build_world
 from .settings import unknown
 
 GROUPS = {  # set -> group of the portrait model's world

@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from ..shared.adapter import FairnessAdapter
-from ..shared.attributes import Attribute, TargetDistribution
-from ..shared.classifiers import load_classifier
-from .adaptation import Adaptation, describe_base
-from .bank import fingerprint, weights_identity
-from .encoders import load_encoders
-from .families.stable_diffusion import StableDiffusion
+from ...shared.adapter import FairnessAdapter
+from ...shared.attributes import Attribute, TargetDistribution
+from ...shared.classifiers import load_classifier
+from ..configuration.prompts import Prompt
+from ..families.stable_diffusion import StableDiffusion
+from ..progress import Progress
+from ..training.adaptation import Adaptation, describe_base
+from ..training.bank import fingerprint, weights_identity
+from ..training.encoders import load_encoders
+from ..training.observer import load_observer
 from .generation import load_model
 from .measures import summarise
-from .observer import load_observer
-from .progress import Progress
-from .prompts import Prompt
 from .readings import Plan, Reader, Readings
 from .report import Measured
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared.errors import FairAdapterError
+from ...shared.errors import FairAdapterError
+from ..configuration.config import OptimizerConfig
 from .adaptation import Adaptation
-from .config import OptimizerConfig
 
 FIRST_SCALE, LARGEST_SCALE = 2.0**12, 2.0**16  # of the loss where the network runs in float16
 GROW_EVERY = 500  # finite steps after which the scale doubles

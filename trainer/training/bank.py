@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared.attributes import Attribute
-from ..shared.errors import FairAdapterError
-from ..shared.preservation import OriginalFaces
-from ..shared.seeds import noise_seed
-from ..shared.tensor_file import read_tensors, serialise, write_bytes
-from .families.stable_diffusion import StableDiffusion
+from ...shared.attributes import Attribute
+from ...shared.errors import FairAdapterError
+from ...shared.preservation import OriginalFaces
+from ...shared.seeds import noise_seed
+from ...shared.tensor_file import read_tensors, serialise, write_bytes
+from ..families.stable_diffusion import StableDiffusion
 from .observer import Observer
 
 VERSION = 1  # of what is kept

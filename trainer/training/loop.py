@@ -15,11 +15,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..shared.adapter_target import TargetSpace
-from ..shared.alignment_loss import alignment_loss
-from ..shared.attributes import TargetDistribution
-from ..shared.direct import accumulate_gradients, draw_steps
-from ..shared.preservation import (
+from ...shared.adapter_target import TargetSpace
+from ...shared.alignment_loss import alignment_loss
+from ...shared.attributes import TargetDistribution
+from ...shared.direct import accumulate_gradients, draw_steps
+from ...shared.preservation import (
     FaceBank,
     SemanticWeights,
     clamp_pixels,
@@ -29,18 +29,18 @@ from ..shared.preservation import (
     realism_targets,
     region_weights,
 )
-from ..shared.sampling import rollout
-from ..shared.schedulers import LinearSampler, linear_sampler
-from ..shared.seeds import starting_noise
-from ..shared.transport import dynamic_targets
+from ...shared.sampling import rollout
+from ...shared.schedulers import LinearSampler, linear_sampler
+from ...shared.seeds import starting_noise
+from ...shared.transport import dynamic_targets
+from ..configuration.config import Config
+from ..configuration.prompts import Schedule, Turn
+from ..families.stable_diffusion import StableDiffusion
 from .adaptation import Adaptation
 from .bank import Entry, ReferenceBank, References
-from .config import Config
-from .families.stable_diffusion import StableDiffusion
 from .observer import Observer, View
 from .optimizer import Optimizer
 from .processes import Processes
-from .prompts import Schedule, Turn
 from .targets import TargetDraw
 
 

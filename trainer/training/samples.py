@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..shared.bar_grid import draw_grid
-from ..shared.bars import FaceBars, read_bars
-from ..shared.errors import FairAdapterError
-from ..shared.images import to_pil
-from ..shared.seeds import noise_seed
-from .generation import generate
+from ...shared.bar_grid import draw_grid
+from ...shared.bars import FaceBars, read_bars
+from ...shared.errors import FairAdapterError
+from ...shared.images import to_pil
+from ...shared.seeds import noise_seed
+from ..configuration.prompts import Prompt, evenly, read_prompts
+from ..evaluation.generation import generate
+from ..progress import deviation
 from .loop import Training
 from .observer import Observer, View
-from .progress import deviation
-from .prompts import Prompt, evenly, read_prompts
 
 SALT = "sample"
 CELL = 96  # px of a picture on the sheet

@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..shared.classifiers.weights import RESTORE, WEIGHTS_FOLDER, identity, read_tensors, take
-from ..shared.errors import FairAdapterError
-from ..shared.precision import full_precision
-from ..shared.preservation import SemanticEncoder
-from .settings import unknown
+from ...shared.classifiers.weights import RESTORE, WEIGHTS_FOLDER, identity, read_tensors, take
+from ...shared.errors import FairAdapterError
+from ...shared.precision import full_precision
+from ...shared.preservation import SemanticEncoder
+from ..configuration.settings import unknown
 
 FILE = "semantics.safetensors"
 SIZE, GRID = 128, 4  # px of the input, cells of the averages

@@ -12,13 +12,13 @@ from typing import Any
 
 from PIL import Image
 
-from ..shared.attributes import Attribute, TargetDistribution
-from ..shared.bar_grid import draw_legend
-from ..shared.bars import FaceBars, class_colour, draw_faces, ordered
-from ..shared.drawing import INK, PAPER, draw_text, fit_text
-from ..shared.tensor_file import write_bytes
+from ...shared.attributes import Attribute, TargetDistribution
+from ...shared.bar_grid import draw_legend
+from ...shared.bars import FaceBars, class_colour, draw_faces, ordered
+from ...shared.drawing import INK, PAPER, draw_text, fit_text
+from ...shared.tensor_file import write_bytes
+from ..configuration.prompts import Prompt
 from .measures import shares_by_prompt
-from .prompts import Prompt
 from .readings import Readings
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from ..shared.attributes import Attribute, TargetDistribution
-from ..shared.errors import FairAdapterError
-from ..shared.metrics import (
+from ...shared.attributes import Attribute, TargetDistribution
+from ...shared.errors import FairAdapterError
+from ...shared.metrics import (
     class_counts,
     frequencies,
     measure_bias,
@@ -29,7 +29,7 @@ from ..shared.metrics import (
     target_error,
     target_error_floor,
 )
-from .prompts import Prompt
+from ..configuration.prompts import Prompt
 from .readings import Readings
 
 

