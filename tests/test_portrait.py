@@ -22,6 +22,7 @@ from fair_adapter.trainer.portrait.card import read_card
 from fair_adapter.trainer.portrait.models import build_tokenizer
 from fair_adapter.trainer.portrait.phrases import TEST, TRAIN, VALIDATION
 from fair_adapter.trainer.portrait.single_file import checkpoint_tensors, write_single_file
+from fair_adapter.trainer.portrait.stages import class_directions
 
 WORLD = world.build_world()
 needs_model = pytest.mark.skipif(
@@ -277,3 +278,18 @@ def test_card_matches_the_world() -> None:
     header, *rows = (PORTRAIT / "world.csv").read_text().splitlines()
     assert len(rows) == len(WORLD) and header.startswith("text,group,male")
     assert json.loads((PORTRAIT / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+
+
+def test_class_directions_whiten_what_is_within_the_classes() -> None:
+    rng = np.random.default_rng(0)
+    cells = rng.integers(12, size=6000)
+    latents = torch.from_numpy(rng.normal(size=(6000, 4, 4, 4))).float()
+    shift = torch.from_numpy(rng.normal(size=(12, 4, 4, 4))).float()
+    directions = class_directions(latents + shift[cells], cells, ridge=0.0)
+    assert directions.shape == (4, 64)
+    for row, stride, count in zip((0, 1, 3), (6, 2, 1), (2, 3, 2)):
+        seen = (latents + shift[cells]).flatten(1) @ directions[row]
+        label = torch.from_numpy(cells // stride % count)
+        means = torch.stack([seen[label == k].mean() for k in range(count)])
+        within = seen - means[label]
+        assert float(within.var()) == pytest.approx(1.0, rel=0.01)

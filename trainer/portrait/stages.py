@@ -51,8 +51,9 @@ class Recipe:
     unet_batch: int = 64
     unet: Schedule = field(default_factory=lambda: Schedule(steps=14000, lr=2e-3, ema=0.999))
     no_caption: float = 0.1
-    weight_offset: float = 0.1
-    weight_power: float = 0.5
+    least_snr: float = 0.02
+    class_weight: float = 0.1
+    class_ridge: float = 0.5
 
 
 def portraits(pool: Pool, index: np.ndarray, rng: np.random.Generator, device: torch.device) -> Tensor:
@@ -219,6 +220,27 @@ class Captions:
         return tokens.input_ids, np.array(cells), np.array(cues)
 
 
+def class_directions(latents: Tensor, cells: np.ndarray, ridge: float) -> Tensor:
+    """Fisher's discriminants of gender, race and age.
+
+    latents (M, 4, 16, 16), cells (M,) -> (4, 1024): within the classes the latents have covariance 1 along
+    them, when ``ridge`` times the mean variance is added to every variance.
+    """
+    z = latents.flatten(1).float()
+    rows = []
+    for stride, count in zip(CELL_STRIDES, (2, 3, 2)):
+        label = torch.from_numpy(cells // stride % count).long()
+        means = torch.stack([z[label == k].mean(0) for k in range(count)])
+        within = (z - means[label]).T.cov()
+        within += ridge * within.diagonal().mean() * torch.eye(len(within))
+        differences = means[1:] - means[:1]
+        found = torch.linalg.solve(within, differences.T).T
+        rows.append(
+            torch.linalg.solve_triangular(torch.linalg.cholesky(found @ within @ found.T), found, upper=False)
+        )
+    return torch.cat(rows)
+
+
 class TextAndUNet(nn.Module):
     """Text encoder and U-Net, trained together."""
 
@@ -232,15 +254,19 @@ class TextAndUNet(nn.Module):
 
 
 def train_unet(recipe: Recipe, work: Path, device: torch.device) -> TextAndUNet:
-    """Denoising loss on epsilon, weighted by (k + SNR)^-gamma (P2 weights: Choi et al., 2022, eq. 8).
+    """Denoising loss: of z_0 where noise prevails, of epsilon elsewhere (truncated SNR weights, Salimans
+    and Ho, 2022, section 4, in a smooth form: (1 + SNR) / (k + SNR) on epsilon).
 
-    An unweighted loss on epsilon hardly sees the noisy steps, where gender and race are decided.
+    Gender is 0.4%, race 1.3% and age 0.3% of the latents' variance, the cue 19%: 2,500 steps on that loss
+    alone taught the cue, and no gender or race. So the error is measured once more along the directions that
+    tell the classes apart (`class_directions`): the best prediction stays the same, the classes are seen.
     """
     arrays = load_arrays(work / "latents.npz", "latents")
     latents = torch.from_numpy(arrays["latents"])
     buckets = [np.flatnonzero(arrays["bucket"] == b) for b in range(len(CELLS) * CUES)]
     captions = Captions(build_tokenizer(work / "tokenizer"))
     alphas = build_scheduler().alphas_cumprod.to(device)
+    directions = class_directions(latents, arrays["bucket"] // CUES, recipe.class_ridge).to(device)
     text_encoder = train_text(recipe, work, device)
     torch.manual_seed(recipe.seed)
     model = TextAndUNet(text_encoder).to(device)
@@ -260,8 +286,12 @@ def train_unet(recipe: Recipe, work: Path, device: torch.device) -> TextAndUNet:
         with torch.autocast(device.type, torch.bfloat16):
             predicted = predict(z, t, ids.to(device))
         snr = alphas[t] / (1 - alphas[t])
-        weight = (recipe.weight_offset + snr) ** -recipe.weight_power
-        return {"denoising": (weight * (predicted.float() - eps).square().mean((1, 2, 3))).mean()}
+        error = predicted.float() - eps
+        along = (error.flatten(1) @ directions.T).square().mean(1)
+        return {
+            "denoising": ((1 + snr) / (recipe.least_snr + snr) * error.square().mean((1, 2, 3))).mean(),
+            "classes": recipe.class_weight * (along / (recipe.least_snr + snr)).mean(),
+        }
 
     fit("unet", model, losses, recipe.unet, recipe.seed, work, device)
     return model
