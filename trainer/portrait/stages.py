@@ -52,7 +52,7 @@ class Recipe:
     unet: Schedule = field(default_factory=lambda: Schedule(steps=14000, lr=2e-3, ema=0.999))
     no_caption: float = 0.1
     least_snr: float = 0.02
-    class_weight: float = 0.1
+    class_weight: float = 0.3
     class_ridge: float = 0.5
 
 
