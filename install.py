@@ -4,6 +4,7 @@
                                             ComfyUI's Manager once. Adds facenet-pytorch where it is missing
                                             and changes no other package.
     python install.py demo [KEY=VALUE ...]  makes .venv, trains an adapter there and writes a report
+    python install.py studio [OPTION ...]   makes .venv and opens the studio: generation without a webui
     python install.py test [PYTEST OPTION ...]  makes .venv, runs ruff, pyright and the tests there
 
 What goes into .venv stands in pyproject.toml. Python 3.10 to 3.13 on Linux, Windows and macOS.
@@ -316,6 +317,11 @@ def demo(python: Path, arguments: list[str]) -> int:
     return call(python, ROOT / "trainer" / "demo.py", *arguments)
 
 
+def studio(python: Path, arguments: list[str]) -> int:
+    """Open the studio on the portrait model."""
+    return call(python, ROOT / "a1111_extension" / "studio.py", *arguments)
+
+
 def show_alias(python: Path) -> None:
     """Lay the folders out under the import name fair_adapter, in the environment, for pyright only.
 
@@ -350,7 +356,7 @@ def test(python: Path, arguments: list[str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    commands = {"demo": demo, "test": test}
+    commands = {"demo": demo, "studio": studio, "test": test}
     try:
         if not arguments:
             complete_host()
@@ -360,7 +366,7 @@ def main(arguments: list[str]) -> int:
             print(__doc__)
             return 0
         if word not in commands:
-            raise InstallError(f"unknown word '{word}': expected demo or test, or none, as hosts call it")
+            raise InstallError(f"unknown word '{word}': expected demo, studio or test, or none, as hosts call it")
         import platform
 
         check_python(sys.version_info[:2], platform.system(), platform.machine(), sys.maxsize > 2**32)

@@ -1,6 +1,7 @@
 """Fairness adapters: one safetensors file with a LoRA, soft tokens or both, for one target or for any.
 
     lora_te_..., lora_unet_...    kohya LoRA: .lora_down.weight, .lora_up.weight, .alpha at the default target
+                                  (SDXL and SD3: lora_te1_, lora_te2_; SD3's transformer: lora_transformer_)
     fair.gate.<kohya name>        (K, rank)   g(t) = 1 + sum_k t_k G_k, multiplies the columns of lora_up
     fair.soft.<encoder>           (n, d)      P_0, the soft tokens at the default target
     fair.soft_target.<encoder>    (K, n, d)   P_k: P(t) = P_0 + sum_k t_k P_k
@@ -41,8 +42,9 @@ from .tensor_file import TensorFile, read_metadata, read_tensors, serialise, wri
 ENCODERS = ("clip_l", "clip_g", "clip_h", "t5xxl")
 VECTOR = "fair.target"
 MAX_TOKENS = 64  # of 75 that a prompt has; the rest is left to the words
-_LORA_KEY = re.compile(r"(lora_(?:te|te1|te2|unet)_\w+)(\.lora_down\.weight|\.lora_up\.weight|\.alpha)")
-_GATE_KEY = re.compile(r"fair\.gate\.(lora_(?:te|te1|te2|unet)_\w+)")
+_LAYER = r"lora_(?:te|te1|te2|unet|transformer)_\w+"
+_LORA_KEY = re.compile(rf"({_LAYER})(\.lora_down\.weight|\.lora_up\.weight|\.alpha)")
+_GATE_KEY = re.compile(rf"fair\.gate\.({_LAYER})")
 _SOFT_KEY = re.compile(rf"fair\.(soft|soft_target|soft_neutral)\.({'|'.join(ENCODERS)})")
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

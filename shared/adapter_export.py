@@ -2,6 +2,7 @@
 
 With both, the stock LoRA loader at weight 1 and the embedding before the prompt (ComfyUI `embedding:NAME`,
 A1111 `NAME`) do what our own loader does at that target: the tensors are those of `FairnessAdapter.at`.
+SD3's LoRA has diffusers' names, which ComfyUI reads as well and diffusers alone.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from .adapter import AdapterWeights, FairnessAdapter, lora_ranks
 from .adapter_info import public_metadata
 from .attributes import TargetDistribution
 from .errors import FairAdapterError
+from .lora import peft_tensors
 from .tensor_file import serialise, write_bytes
 
 EXPORT_ENTRY = "fair_adapter_export"  # where a stock file comes from; it is no adapter any more
+PEFT_ARCHITECTURES = ("sd3",)  # whose LoRA goes by diffusers' names
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,99}")
 
 
@@ -35,12 +38,15 @@ class ExportedFiles:
 
 
 def lora_file(adapter: FairnessAdapter, weights: AdapterWeights, name: str) -> bytes:
-    """A kohya LoRA: `weights.lora` with `ss_*`, `sshs_*` and `modelspec.*`."""
-    return _file(adapter, weights, dict(weights.lora), "lora", name)
+    """A LoRA as the hosts of its architecture read it, with `ss_*`, `sshs_*` and `modelspec.*`."""
+    tensors = dict(weights.lora)
+    if adapter.info.base.architecture in PEFT_ARCHITECTURES:
+        tensors = peft_tensors(tensors)
+    return _file(adapter, weights, tensors, "lora", name)
 
 
 def embedding_file(adapter: FairnessAdapter, weights: AdapterWeights, name: str) -> bytes:
-    """A textual inversion: the single tensor `emb_params`, or for SDXL `clip_l` and `clip_g`."""
+    """A textual inversion: the single tensor `emb_params`, or one for each encoder (SDXL, SD3)."""
     return _file(adapter, weights, embedding_tensors(weights.soft), "textual-inversion", name)
 
 
@@ -90,7 +96,8 @@ def _file(
 ) -> bytes:
     if not tensors:
         raise FairAdapterError(f"{adapter.source}: has no part for a {kind} file at this strength")
-    metadata = public_metadata(adapter.info, tensors, kind, lora_ranks(tensors), title=name)
+    ranks = lora_ranks(weights.lora) if kind == "lora" else []
+    metadata = public_metadata(adapter.info, tensors, kind, ranks, title=name)
     origin = {
         "adapter": adapter.info.name,
         "target": weights.target.to_text(),

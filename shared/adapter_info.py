@@ -26,6 +26,7 @@ _ARCHITECTURES = {
     "sd1": ("stable-diffusion-v1", "sd_v1", False),
     "sd2": ("stable-diffusion-v2-768-v", "sd_v2", True),
     "sdxl": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", False),
+    "sd3": ("stable-diffusion-3", "sd3", False),
 }
 
 
@@ -35,8 +36,8 @@ class BaseModel:
 
     name: for people.  architecture: "sd1", "sd2", "sdxl", ...
     widths: what must agree, as far as it is known: "clip_l", "clip_g", "t5xxl" (token embedding), "context"
-        (cross-attention), "unet" (first level).
-    hash: `weights_hash` of the U-Net; empty if not known.
+        (cross-attention), "unet" (first level), "transformer" (its width).
+    hash: `weights_hash` of the network; empty if not known.
     """
 
     name: str
@@ -67,10 +68,12 @@ class BaseModel:
 
 
 def weights_hash(input_layer: Tensor, output_layer: Tensor) -> str:
-    """Which U-Net this is, in every host's layout: the weights of its first and last convolution.
+    """Which network this is, in every host's layout: the weights of its first and last layer.
 
     diffusers calls them `conv_in.weight` and `conv_out.weight`, checkpoints `input_blocks.0.0.weight` and
-    `out.2.weight`. Taken in float16, so that float16 and float32 files of a model agree. 64 hex digits.
+    `out.2.weight`; SD3's are `pos_embed.proj.weight` and `proj_out.weight`, in checkpoints
+    `x_embedder.proj.weight` and `final_layer.linear.weight`. Taken in float16, so that float16 and float32
+    files of a model agree. 64 hex digits.
     """
     digest = hashlib.sha256()
     for weight in (input_layer, output_layer):

@@ -201,13 +201,20 @@ def one_graph_gradient(
     guidance: Guidance,
     objective: Callable[[Tensor], Tensor],
     mode: Literal["naive"] | Mode = "exact",
+    branches: Branches = "both",
+    last: int | None = None,
 ) -> OneGraphResult:
     """The same gradient by one graph through all steps: the reference, with memory that grows with T.
 
     "naive" is direct finetuning as it stands (A_t B_t); the other modes detach the network's input and scale
     the gradient that arrives at each output from the sampler's A_t to w_t, as the authors' release does it.
     objective: z_0 (N, ...) -> scalar loss.  Gradients are added to `.grad`.
+    branches: as in `accumulate_gradients`.
+    last: the steps that keep their graph, from the image on (truncated back-propagation: with "naive" this is
+        DRaFT-K and, for a random number, AlignProp); None is all of them.
     """
+    if last is not None and not 1 <= last <= sampler.steps:
+        raise FairAdapterError(f"truncation: expected 1 to {sampler.steps} steps, found {last}")
     adjust = None if mode == "naive" else step_weights(sampler, mode) / sampler.direct
     start = noise * sampler.initial_scale
     index = torch.arange(len(noise), device=noise.device)
@@ -215,8 +222,16 @@ def one_graph_gradient(
     arrived: dict[int, Tensor] = {}
     z = start
     for k in range(sampler.steps):
+        followed = last is None or k >= sampler.steps - last
         inputs, timesteps = network_inputs(sampler, k, z if adjust is None else z.detach())
-        output = guided_output(model, inputs, timesteps, guidance, index, len(noise))
+        with torch.set_grad_enabled(followed):
+            output = guided_output(
+                model, inputs, timesteps, guidance, index, len(noise), branches == "conditional"
+            )
+        if not followed:
+            outputs.append(output)
+            z = next_latents(sampler, k + 1, start, outputs)
+            continue
         if not output.requires_grad:
             raise FairAdapterError(
                 "direct finetuning: nothing trainable behind the network or its conditioning"

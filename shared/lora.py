@@ -10,7 +10,8 @@ target, with nothing to bake and nothing to divide by. A fixed LoRA is one witho
 
 Layers have kohya's names, the ones that A1111, Forge, ComfyUI and diffusers read:
 `lora_te_text_model_encoder_layers_0_self_attn_q_proj` (SDXL: `lora_te1_`, `lora_te2_`),
-`lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q`. Which layers, the rank of 50 and the
+`lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q`; transformers (SD3) have
+`lora_transformer_transformer_blocks_0_attn_to_q`, as ComfyUI reads them. Which layers, the rank of 50 and the
 initial values (down ~ N(0, 1/rank^2), up = 0) are the official ones; the gates start random, so that every
 rank answers to another mixture of the coordinates from the first step on (at up = 0 this changes no image).
 """
@@ -50,6 +51,12 @@ def text_layers(encoder: nn.Module, prefix: str = TEXT_PREFIX) -> dict[str, nn.L
 def unet_layers(unet: nn.Module) -> dict[str, nn.Linear]:
     """Query, key, value and output layers of self- and cross-attention of a diffusers U-Net by kohya name."""
     return _layers(unet, _UNET_LAYER, lambda name: f"lora_unet.{name}")
+
+
+def transformer_layers(transformer: nn.Module, wanted: re.Pattern[str]) -> dict[str, nn.Linear]:
+    """Those layers of a diffusers transformer whose names `wanted` finds, as OneTrainer and ComfyUI name
+    them: `lora_transformer_transformer_blocks_0_attn_to_q`."""
+    return _layers(transformer, wanted, lambda name: f"lora_transformer.{name}")
 
 
 def _layers(model: nn.Module, wanted: re.Pattern[str], rename: Callable[[str], str]) -> dict[str, nn.Linear]:
@@ -237,3 +244,31 @@ def at_coordinates(
         plain[name + DOWN], plain[name + ALPHA] = tensors[name + DOWN], tensors[name + ALPHA]
         plain[name + UP] = up if bool((factor == 1).all()) else up.to(wide) * factor
     return plain
+
+
+_TRANSFORMER_NAME = re.compile(r"lora_transformer_transformer_blocks_(\d+)_(attn2?)_(\w+)")
+_TEXT_NAME = re.compile(r"lora_te(\d)_text_model_encoder_layers_(\d+)_(self_attn|mlp)_(\w+)")
+
+
+def peft_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A plain kohya state dict under the names of diffusers and peft: `transformer....lora_A.weight`.
+
+    Such a file has no alpha that all its readers know: the scale is multiplied into `lora_B`.
+    Raises FairAdapterError for a layer of another architecture.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name in lora_names(tensors):
+        block, text = _TRANSFORMER_NAME.fullmatch(name), _TEXT_NAME.fullmatch(name)
+        if block:
+            layer = block[3].replace("to_out_0", "to_out.0")
+            target = f"transformer.transformer_blocks.{block[1]}.{block[2]}.{layer}"
+        elif text:
+            encoder = "text_encoder" if text[1] == "1" else f"text_encoder_{text[1]}"
+            target = f"{encoder}.text_model.encoder.layers.{text[2]}.{text[3]}.{text[4]}"
+        else:
+            raise FairAdapterError(f"LoRA layer {name}: expected one of a transformer or a numbered encoder")
+        down, up = tensors[name + DOWN], tensors[name + UP]
+        scale = float(tensors[name + ALPHA]) / len(down)
+        renamed[f"{target}.lora_A.weight"] = down
+        renamed[f"{target}.lora_B.weight"] = up if scale == 1 else up * scale
+    return renamed

@@ -124,11 +124,18 @@ def next_latents(sampler: LinearSampler, k: int, start: Tensor, outputs: Tensor 
 
 
 def guided_output(
-    model: Denoiser, inputs: Tensor, timesteps: Tensor, guidance: Guidance, index: Tensor, images: int
+    model: Denoiser,
+    inputs: Tensor,
+    timesteps: Tensor,
+    guidance: Guidance,
+    index: Tensor,
+    images: int,
+    conditional_only: bool = False,
 ) -> Tensor:
     """Classifier-free guidance in one network call; in the dtype of `inputs`.
 
     inputs, timesteps: (B, ...), (B,) of the images `index` (B,) out of `images`.
+    conditional_only: let no gradient through the unconditional branch.
     """
     branches = guidance.branches()
     parts = [select(conditioning, index, images) for conditioning, _ in branches]
@@ -138,7 +145,7 @@ def guided_output(
     pieces = output.to(inputs.dtype).chunk(repeat)
     guided = pieces[0] * branches[0][1]
     for piece, (_, factor) in zip(pieces[1:], branches[1:]):
-        guided = guided + factor * piece
+        guided = guided + factor * (piece.detach() if conditional_only else piece)
     return guided
 
 

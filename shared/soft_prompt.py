@@ -115,22 +115,42 @@ def initial_tokens(
     return table[ids].detach().to(torch.promote_types(table.dtype, torch.float32))
 
 
-def prompt_ids(tokenizer: Any, prompts: Sequence[str], count: int = 0) -> Tensor:
-    """(N, 77) token ids with `count` placeholders after the start token; the words' tail is cut to fit."""
-    total = int(tokenizer.model_max_length)
+def prompt_ids(
+    tokenizer: Any, prompts: Sequence[str], count: int = 0, total: int | None = None, first: int = 1
+) -> Tensor:
+    """(N, 77) token ids with `count` placeholders after the start token; the words' tail is cut to fit.
+
+    total: positions, the tokenizer's own unless given.  first: of the placeholders; 0 for T5, which has no
+    start token.
+    """
+    ids, _ = masked_prompt_ids(
+        tokenizer, prompts, int(tokenizer.model_max_length) if total is None else total, count, first
+    )
+    return ids
+
+
+def masked_prompt_ids(
+    tokenizer: Any, prompts: Sequence[str], total: int, count: int = 0, first: int = 1
+) -> tuple[Tensor, Tensor]:
+    """The ids of `prompt_ids` and their attention mask, (N, total) each: 0 on the padding."""
     if not 0 <= count <= total - 2:
         raise FairAdapterError(f"soft prompt: expected 0 to {total - 2} tokens, found {count}")
-    ids = tokenizer(
+    words = tokenizer(
         list(prompts), padding="max_length", max_length=total - count, truncation=True, return_tensors="pt"
-    ).input_ids
-    return torch.cat([ids[:, :1], torch.full((len(ids), count), PLACEHOLDER), ids[:, 1:]], dim=1)
+    )
+    filled = []
+    for rows, value in ((words.input_ids, PLACEHOLDER), (words.attention_mask, 1)):
+        middle = torch.full((len(rows), count), value)
+        filled.append(torch.cat([rows[:, :first], middle, rows[:, first:]], dim=1))
+    return filled[0], filled[1]
 
 
 @contextmanager
-def spliced(encoder: Any, tokens: Tensor | None) -> Iterator[None]:
-    """Calls of the text encoder within take `tokens` (n, d) for the embeddings of positions 1 to n.
+def spliced(encoder: Any, tokens: Tensor | None, first: int = 1) -> Iterator[None]:
+    """Calls of the text encoder within take `tokens` (n, d) for the embeddings from position `first` on.
 
-    The ids are those of `prompt_ids(..., count=n)`. None changes nothing.
+    The ids are those of `prompt_ids(..., count=n, first=first)`. None changes nothing.
+    Raises FairAdapterError for tokens of another width, and if no call went through the token embedding.
     """
     if tokens is None:
         yield
@@ -142,15 +162,23 @@ def spliced(encoder: Any, tokens: Tensor | None) -> Iterator[None]:
             f"shape {tuple(tokens.shape)}; load the base model that it was trained on"
         )
 
+    calls = 0
+
     def replace(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
         rows = tokens.to(output).expand(len(output), *tokens.shape)
-        return torch.cat([output[:, :1], rows, output[:, 1 + len(tokens) :]], dim=1)
+        return torch.cat([output[:, :first], rows, output[:, first + len(tokens) :]], dim=1)
 
     hook = table.register_forward_hook(replace)
     try:
         yield
     finally:
         hook.remove()
+    if not calls:
+        raise FairAdapterError(
+            f"soft prompt: {type(encoder).__name__} was not called, or looks tokens up elsewhere"
+        )
 
 
 def at_coordinates(

@@ -57,7 +57,7 @@ def test_shipped_configurations_load_and_train_on_no_held_out_name(path):
     sets = training_sets(config.prompts.train)
     assert sets and not held_out & {p.name for prompts in sets for p in prompts}
     assert config.run.output != "runs/train"
-    if "sd15" not in path.stem:
+    if not path.stem.startswith("sd"):
         assert config.model.path == "portrait" and config.model.guidance_scale is None
         target_space(config.target, TargetDistribution.parse(config.target.text))
 
@@ -68,6 +68,49 @@ def test_configurations_of_the_issue_are_there():
         "soft_prompt lora_text lora_unet both joint age75 multi_concept target_conditioned demo sd15_joint"
     )
     assert names >= set(wanted.split())
+    assert len([name for name in names if name.startswith("sd15_exp")]) == 6
+
+
+def test_the_papers_experiments_have_its_weights():
+    """The table of its configuration files; those that the text names are the defaults."""
+    weights = {  # semantics, face, certainty, iterations, images, race's factors
+        "1_gender": (8, 1.0, 0.9, 10000, 24, None),
+        "2_soft_prompt": (8, 1.0, 0.9, 10000, 24, None),
+        "3_gender_race": (8, 0.1, 0.8, 15000, 32, (0.6, 0.3)),
+        "4_age": (8, 0.1, 0.75, 15000, 40, (0.6, 0.3)),
+        "5_concepts": (8, 0.1, 0.8, 15000, 40, (0.6, 0.3)),
+        "6_race": (6, 0.1, 0.9, 12000, 32, (0.6, 0.3)),
+    }
+    for name, (semantics, face, certain, iterations, images, race) in weights.items():
+        config = load_config(CONFIGS / f"sd15_exp{name}.yaml")
+        loss, optimizer = config.loss, config.optimizer
+        assert (loss.semantics, loss.face, loss.certain) == (semantics, face, certain), name
+        assert (optimizer.iterations, optimizer.images, optimizer.lr) == (iterations, images, 5e-5), name
+        found = (loss.changed["race"], loss.changed_face["race"]) if loss.changed else None
+        assert found == race and loss.encoders == ("open_clip", "dinov2"), name
+        assert config.model.scheduler == "DPMSolverMultistepScheduler" and config.sampling.steps == (19, 23)
+
+
+def test_large_prompt_sets():
+    """1,000 occupations, none of the 60 held out nor a part of their names; every prompt once."""
+    sizes = {"occupations_large": 1000, "sports_large": 169, "descriptors_large": 64, "style_context": 167}
+    held_out = {
+        part
+        for name in ("occupations_test", "occupations_validation")
+        for p in read_prompts(PromptSource(name))
+        for part in (p.name, *p.name.split(" and "))
+    }
+    for name, size in sizes.items():
+        prompts = read_prompts(PromptSource(name))
+        assert len({p.text for p in prompts}) == len({p.name for p in prompts}) == size, name
+        assert not held_out & {p.name for p in prompts}
+    assert read_prompts(PromptSource("occupations_large"))[0].text.startswith("a photo of the face of a ")
+    portrait = {p.name for p in read_prompts(PromptSource("occupations_train"))}
+    assert portrait <= {p.name for p in read_prompts(PromptSource("occupations_large"))}
+    settings = ["occupations_large", "style_context", "descriptors_large", "sports_large"]
+    schedule = Schedule([read_prompts(PromptSource(s)) for s in settings], [1, 1, 1, 3], 0)
+    drawn = [schedule[i].prompt.set for i in range(600)]
+    assert [drawn.count(s) for s in settings] == [100, 100, 100, 300]
 
 
 def test_later_settings_win(tmp_path):

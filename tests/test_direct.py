@@ -336,3 +336,47 @@ def test_live_bytes_do_not_grow_with_the_steps():
         world.gradients()
     assert peaks["decoupled", 50] == peaks["decoupled", 10] > 0
     assert peaks["one graph", 50] > 4.5 * peaks["one graph", 10] > 4.5 * 5 * peaks["decoupled", 10]
+
+
+# ---- the comparisons of trainer/benchmark.py
+
+
+def test_one_graph_over_one_branch_equals_the_decoupled_conditional_gradient():
+    world, sampler = TinyWorld(), linear_sampler(make("dpm++ 2"), 4)
+    trajectory = rollout(world.network, sampler, world.noise, world.guidance())
+    cotangent = world.cotangent(trajectory.final)
+    accumulate_gradients(world.network, trajectory, cotangent, world.guidance(), branches="conditional")
+    expected = world.gradients()
+    one_graph_gradient(
+        world.network, sampler, world.noise, world.guidance(), world.objective, branches="conditional"
+    )
+    found = world.gradients()
+    assert expected.norm() > 0 and float((found - expected).norm() / expected.norm()) < 1e-10
+    one_graph_gradient(world.network, sampler, world.noise, world.guidance(), world.objective)
+    assert float((world.gradients() - expected).norm() / expected.norm()) > 1e-3
+
+
+def test_truncation_keeps_the_last_steps_alone():
+    """All steps is naive DFT; the last one alone is A_T times its vector-Jacobian product, by hand."""
+    world, sampler = TinyWorld(train_network=False), linear_sampler(make("ddim"), 4)
+    found = []
+    for last in (None, 4, 1):
+        guidance = world.guidance()
+        one_graph_gradient(world.network, sampler, world.noise, guidance, world.objective, "naive", last=last)
+        found.append(world.gradients())
+    assert torch.equal(found[0], found[1])
+    trajectory = rollout(world.network, sampler, world.noise, world.guidance())
+    accumulate_gradients(
+        world.network,
+        trajectory,
+        world.cotangent(trajectory.final),
+        world.guidance(),
+        mode="direct",
+        steps=torch.tensor([3]),
+    )
+    by_hand = world.gradients() / 4  # a subset of one out of four steps is weighed by four
+    assert float((found[2] - by_hand).norm() / by_hand.norm()) < 1e-10
+    with pytest.raises(FairAdapterError, match="1 to 4 steps, found 5"):
+        one_graph_gradient(
+            world.network, sampler, world.noise, world.guidance(), world.objective, "naive", last=5
+        )

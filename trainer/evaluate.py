@@ -3,6 +3,7 @@
     python trainer/evaluate.py                                     the portrait model, 50 held-out occupations
     python trainer/evaluate.py --adapter runs/joint/adapter.safetensors --also off_template no_person
     python trainer/evaluate.py --model DIR --guidance 5 7.5 10 --adapter FILE --target "gender=75/25"
+    accelerate launch trainer/evaluate.py ...                      prompts spread over GPUs or machines
 
 Writes report.html, report.json and report.png into --out. Pictures depend on the model, the prompt and their
 number alone, so that two runs on different days compare; what is measured already is not measured again.
@@ -34,12 +35,13 @@ import torch
 from fair_adapter.shared.adapter import FairnessAdapter
 from fair_adapter.shared.attributes import TargetDistribution
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.trainer.configuration.config import PromptSource
+from fair_adapter.trainer.configuration.config import ModelConfig, PromptSource
 from fair_adapter.trainer.configuration.prompts import SETS, Prompt, evenly, read_prompts
 from fair_adapter.trainer.evaluation.measuring import INDEPENDENT, Bench, Instruments
 from fair_adapter.trainer.evaluation.readings import Plan
 from fair_adapter.trainer.evaluation.report import Measured, Report
 from fair_adapter.trainer.tables import print_table
+from fair_adapter.trainer.training.processes import Processes
 from fair_adapter.trainer.training.setup import DTYPES, guidance_scale, model_folder
 
 DEFAULT_TARGET = "equal shares"
@@ -48,18 +50,11 @@ DEFAULT_TARGET = "equal shares"
 def evaluate(options: argparse.Namespace) -> Report:
     """Measure what the options ask for."""
     began = time.perf_counter()
-    prompts = _prompts(options.prompts, options)
-    more = {name: _prompts(name, options) for name in options.also}
+    prompts = read_set(options.prompts, options)
+    more = {name: read_set(name, options) for name in options.also}
     adapter = FairnessAdapter.read(options.adapter) if options.adapter else None
     scales = options.guidance or [guidance_scale(None, options.model)]
-    instruments = Instruments(
-        options.classifier,
-        None if options.independent == "none" else options.independent,
-        None if options.encoder == "none" else options.encoder,
-        options.detector,
-        options.cache,
-    )
-    bench = Bench(model_folder(options.model), instruments, options.device, DTYPES[options.dtype])
+    bench = open_bench(options, options.model)
     target = _target(adapter, options, bench)
 
     def measure(chosen: list[Prompt], scale: float) -> tuple[Measured, Measured | None]:
@@ -89,7 +84,37 @@ def evaluate(options: argparse.Namespace) -> Report:
     )
 
 
-def _prompts(name: str, options: argparse.Namespace) -> list[Prompt]:
+def open_bench(options: argparse.Namespace, model: str) -> Bench:
+    """A base model with the instruments that the options name."""
+    instruments = Instruments(
+        options.classifier,
+        None if options.independent == "none" else options.independent,
+        None if options.encoder == "none" else options.encoder,
+        options.detector,
+        options.cache,
+        tuple(options.more_encoders),
+        options.clip,
+    )
+    processes, device = options.processes, options.device
+    if processes is not None:
+        device = processes.device
+    config = _model(options, model)
+    return Bench(model_folder(model), instruments, device, config=config, processes=processes)
+
+
+def _model(options: argparse.Namespace, path: str) -> ModelConfig:
+    """A base model, as training takes it."""
+    names = ("variant", "scheduler", "size", "encoding", "dtype")
+    return ModelConfig(
+        path=path,
+        config=options.model_config,
+        negative=options.negative,
+        **{name: getattr(options, name) for name in names},
+    )
+
+
+def read_set(name: str, options: argparse.Namespace) -> list[Prompt]:
+    """The prompts of a set or file, as many as the options ask for."""
     return evenly(read_prompts(PromptSource(name, 1.0, tuple(options.template))), options.limit)
 
 
@@ -143,12 +168,25 @@ def print_summary(report: Report) -> None:
     print_table(["measure", *(name for name, _ in models), ""], rows, report.title)
 
 
-def parser() -> argparse.ArgumentParser:
+def launched(device: str) -> Processes | None:
+    """Those of `accelerate launch` or `torchrun`; None where this is the only one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    return Processes("cpu" if device == "cpu" else "auto")
+
+
+def parser(help: bool = True) -> argparse.ArgumentParser:
+    """help: whether it has --help; a parser that others build on has none."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=help
     )
     add = parser.add_argument
-    add("--model", default="portrait", help="diffusers folder of a Stable Diffusion 1.x model (portrait)")
+    add("--model", default="portrait", help="diffusers folder, .safetensors checkpoint or hub id (portrait)")
+    add("--model-config", help="folder or hub id that describes a checkpoint")
+    add("--variant", help="of the files in a folder, such as fp16")
+    add("--scheduler", help="of diffusers (the model's own)")
+    add("--size", type=int, help="of the pictures in px (the model's own)")
+    add("--encoding", choices=("host", "paper"), default="host", help="of the prompts (host)")
     add("--adapter", type=Path, help="fairness adapter; without one only the base model is measured")
     add("--target", help="target for the adapter, such as gender=75/25 (default: the adapter's)")
     add("--strength", type=float, default=1.0, help="of the adapter (1)")
@@ -169,6 +207,13 @@ def parser() -> argparse.ArgumentParser:
     add("--classifier", default="default", help="NAME or NAME:PATH, the one of training")
     add("--independent", default=INDEPENDENT, help="NAME or NAME:PATH of one it did not use, or none")
     add("--encoder", default="embedded", help="image encoder of the similarity, or none")
+    add(
+        "--more-encoders",
+        nargs="*",
+        default=[],
+        help="further ones; the paper's: open_clip_big dinov2_giant",
+    )
+    add("--clip", help="measure similarity to the prompt too: open_clip or open_clip_big")
     add("--detector", choices=("mtcnn", "fixed"), default="mtcnn", help=argparse.SUPPRESS)
     add("--batch", type=int, default=32, help="pictures drawn at a time (32)")
     add("--dtype", choices=tuple(DTYPES), default="float32", help="of the base model's weights")
@@ -178,14 +223,22 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check(options: argparse.Namespace) -> None:
+    """Raises FairAdapterError for numbers that make no sense."""
+    if options.images < 1 or options.steps < 1 or options.batch < 1 or options.limit < 0:
+        raise FairAdapterError("--images, --steps and --batch: expected 1 or more, --limit 0 or more")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(arguments)
     options.arguments = arguments
     try:
-        if options.images < 1 or options.steps < 1 or options.batch < 1 or options.limit < 0:
-            raise FairAdapterError("--images, --steps and --batch: expected 1 or more, --limit 0 or more")
+        check(options)
+        options.processes = launched(options.device)
         report = evaluate(options)
+        if options.processes is not None and not options.processes.first:
+            return 0
         files = report.write(options.out)
     except FairAdapterError as error:
         print(f"error: {error}", file=sys.stderr)

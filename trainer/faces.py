@@ -110,9 +110,7 @@ def run(options: argparse.Namespace) -> int:
         everything = len(tiles) == len(files) - len(bad)
         title = f"{options.path}" + ("" if everything else f": first {len(tiles)} pictures")
         pictures, readings = zip(*tiles)
-        draw_grid(pictures, readings, reader.attributes, title=title).save(
-            options.out / "overview.png"
-        )
+        draw_grid(pictures, readings, reader.attributes, title=title).save(options.out / "overview.png")
     print(f"{len(files) - len(bad)} of {len(files)} pictures read; copies with bars in {options.out}")
     return 0
 

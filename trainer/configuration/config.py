@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...shared.errors import FairAdapterError
-from .settings import build, differing, listed, option, read_tree
+from .settings import build, differing, listed, option, plain, read_tree
 
 RESUMABLE = (  # settings that may change between the parts of one run
     "optimizer.iterations",
     "sampling.network_batch",
+    "sampling.checkpoint",
     "run.output",
     "run.device",
     "run.save_every",
@@ -35,12 +36,26 @@ RESUMABLE = (  # settings that may change between the parts of one run
 class ModelConfig:
     """The base model."""
 
-    path: str = option("portrait", "diffusers folder of a Stable Diffusion 1.x model, or 'portrait'")
+    path: str = option(
+        "portrait",
+        "'portrait', or Stable Diffusion 1, 2, XL or 3: diffusers folder, .safetensors checkpoint or hub id",
+    )
     name: str = option("", "what the adapter file calls it; default: the folder's name")
+    config: str | None = option(
+        None, "folder or hub id that describes a checkpoint; null: its family's on the hub"
+    )
+    variant: str | None = option(None, "of the files in a folder, such as fp16")
     dtype: Literal["float32", "bfloat16", "float16"] = option(
         "float32", "of the frozen weights; what is trained stays float32"
     )
     guidance_scale: float | None = option(7.5, "null: the one on the portrait model's card", least=1)
+    scheduler: str | None = option(
+        None, "of diffusers, such as DPMSolverMultistepScheduler; null: the model's own"
+    )
+    size: int | None = option(None, "of the pictures in px; null: what the model was made for", least=64)
+    encoding: Literal["host", "paper"] = option(
+        "host", "host: 77 positions, no mask; paper: as long as the prompt, masked (1.x and 2.x alone)"
+    )
     negative: str = option("", "prompt of the unconditional branch")
     compile: bool = option(False, "torch.compile the U-Net: about twice as fast after a minute or two")
 
@@ -143,6 +158,9 @@ class SamplingConfig:
     network_batch: int = option(32, "images in one call of the network without gradient", least=1)
     gradient_batch: int = option(16, "(image, step) pairs in one call with gradient", least=1)
     decode_batch: int = option(32, "images decoded at a time with gradient", least=1)
+    checkpoint: Literal["none", "decoder", "all"] = option(
+        "none", "gradient checkpointing: less memory, more time; of the decoder, or of the network as well"
+    )
 
 
 @dataclass(frozen=True)
@@ -257,9 +275,14 @@ def options() -> Iterator[tuple[str, str, str]]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Keys in which two plain configurations differ, but for those that a run may change when it goes on."""
+    """Keys in which two plain configurations differ, but for those that a run may change when it goes on.
+
+    A key that is missing in the old one is newer than it and had its default.
+    """
+    defaults = plain(Config())
+    filled = {name: {**section, **old.get(name, {})} for name, section in defaults.items()}
     return [
         f"{key}: {a} was, {b} is asked for"
-        for key, a, b in differing(old, new)
+        for key, a, b in differing(filled, new)
         if not key.startswith(RESUMABLE)
     ]

@@ -52,7 +52,14 @@ SENTENCES = {
         "a steaming cup of coffee, close-up",
     ),
 }
-SETS = (*GROUPS, OFF_TEMPLATE, *SENTENCES)
+FOLDER = Path(__file__).parents[1] / "prompts"
+LARGE = {  # set -> its file of names, and their template
+    "occupations_large": ("occupations.txt", PAPER_TEMPLATE),  # 1,000, none of them held out
+    "sports_large": ("sports.txt", "a photo of the face of a {} athlete, a person"),
+    "descriptors_large": ("descriptors.txt", "a photo of the face of a {} person"),
+    "style_context": ("style_context.txt", "{}"),  # occupations in styles and contexts, whole prompts
+}
+SETS = (*GROUPS, OFF_TEMPLATE, *SENTENCES, *LARGE)
 
 
 @dataclass(frozen=True)
@@ -84,11 +91,14 @@ def read_prompts(source: PromptSource) -> list[Prompt]:
         return _of_phrases(phrases, source.templates or TEMPLATES[1:], source.set)
     if source.set in SENTENCES:
         return [Prompt(text, text, source.set) for text in SENTENCES[source.set]]
-    texts = _read_file(source.set)
-    if not source.templates:
-        return [Prompt(text, text, source.set) for text in texts]
-    templates = source.templates
-    return [Prompt(templates[i % len(templates)].format(t), t, source.set) for i, t in enumerate(texts)]
+    if source.set in LARGE:
+        file, template = LARGE[source.set]
+        texts, templates = _read_file(str(FOLDER / file)), source.templates or (template,)
+    else:
+        texts, templates = _read_file(source.set), source.templates or ("{}",)
+    return [
+        Prompt(templates[i % len(templates)].replace("{}", t), t, source.set) for i, t in enumerate(texts)
+    ]
 
 
 def _of_phrases(phrases: Sequence[Phrase], templates: Sequence[str], name: str) -> list[Prompt]:

@@ -11,21 +11,23 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from ...shared.sampling import rollout
-from ...shared.schedulers import linear_sampler
 from ...shared.seeds import starting_noise
-from ..families.stable_diffusion import StableDiffusion
+from ..families.base import DiffusionModel, ImageModel
+from ..families.registry import load
 
 
-def load_model(folder: Path, device: torch.device | str, dtype: torch.dtype) -> StableDiffusion:
-    """`StableDiffusion.load` without the libraries' progress bars. Raises as it does."""
+def load_model(
+    source: Path | str, device: torch.device | str, dtype: torch.dtype, **options: str | None
+) -> DiffusionModel:
+    """`families.registry.load` without the libraries' progress bars. Takes its options and raises as it."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    return StableDiffusion.load(folder, device, dtype)
+    return load(source, device, dtype, **options)
 
 
 @torch.no_grad()
 def generate(
-    model: StableDiffusion,
+    model: ImageModel,
     prompts: Sequence[str],
     seeds: Sequence[int],
     scale: float,
@@ -37,7 +39,7 @@ def generate(
 
     Prompts that are all the same are encoded once.
     """
-    sampler = linear_sampler(model.scheduler, steps)
+    sampler = model.sampler(steps)
     pictures = []
     for first in range(0, len(prompts), batch):
         texts = list(prompts[first : first + batch])

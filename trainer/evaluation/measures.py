@@ -6,7 +6,9 @@
     text_alignment       share of pictures whose cue is the prompt's (portrait model), else null
     identity_diversity   mean distance of the unit face features of two pictures of a prompt; _alike: of two
                          that are read as the same classes
-    image_similarity     mean cosine of image features with the original model's picture of the same noise
+    image_similarity     mean cosine of image features with the original model's picture of the same noise, by
+                         the first image encoder; image_similarities by all, where there are several
+    clip_t               mean cosine of pictures with their prompt in CLIP's space, where it was measured
     independent          bias figures by the classifier that training does not use
 
 Distances and similarities compare pictures of the same prompt, so that they say nothing about prompts.
@@ -52,6 +54,14 @@ def summarise(
     result["identity_diversity"] = identity_diversity(readings)
     result["identity_diversity_alike"] = identity_diversity(readings, alike=True)
     result["image_similarity"] = 1.0 if original is None else image_similarity(readings, original)
+    encoders = max((len(r.encoded()) for r in readings), default=0)
+    if encoders > 1:
+        same = [1.0] * encoders
+        result["image_similarities"] = (
+            same if original is None else [image_similarity(readings, original, i) for i in range(encoders)]
+        )
+    if readings and all(len(r.texts) for r in readings):
+        result["clip_t"] = float(np.mean([r.texts.mean() for r in readings]))
     result["pictures"] = int(sum(len(r.labels) for r in readings))
     if judges:
         result["independent"] = bias_figures([r.judged for r in readings], judges, target)
@@ -115,11 +125,14 @@ def identity_diversity(readings: Sequence[Readings], alike: bool = False) -> flo
     return float(np.mean(spreads)) if spreads else None
 
 
-def image_similarity(readings: Sequence[Readings], original: Sequence[Readings]) -> float | None:
+def image_similarity(
+    readings: Sequence[Readings], original: Sequence[Readings], encoder: int = 0
+) -> float | None:
     """Mean cosine of the image features of pictures of the same prompt and noise; None without an encoder."""
     if not readings or not readings[0].features.shape[1]:
         return None
-    return float(np.mean([(r.features * o.features).sum(axis=1).mean() for r, o in zip(readings, original)]))
+    pairs = [(r.encoded()[encoder], o.encoded()[encoder]) for r, o in zip(readings, original)]
+    return float(np.mean([(a * b).sum(axis=1).mean() for a, b in pairs]))
 
 
 def shares_by_prompt(

@@ -13,13 +13,16 @@ import torch
 from ...shared.adapter import FairnessAdapter
 from ...shared.attributes import Attribute, TargetDistribution
 from ...shared.classifiers import load_classifier
+from ..configuration.config import ModelConfig
 from ..configuration.prompts import Prompt
-from ..families.stable_diffusion import StableDiffusion
+from ..families.base import ImageModel
 from ..progress import Progress
 from ..training.adaptation import Adaptation, describe_base
 from ..training.bank import fingerprint, weights_identity
-from ..training.encoders import load_encoders
+from ..training.encoders import load_encoders, load_text_alignment
 from ..training.observer import load_observer
+from ..training.processes import Processes
+from ..training.setup import load_base
 from .generation import load_model
 from .measures import summarise
 from .readings import Plan, Reader, Readings
@@ -33,7 +36,8 @@ class Instruments:
     """What is measured with.
 
     classifier: the one of training.  independent: one that training does not use, or None.
-    encoder: of image_similarity, or None.  detector: as in faces.detector.
+    encoder: of image_similarity, or None; more: further ones, such as those of the paper.
+    alignment: the CLIP of clip_t, or None.  detector: as in faces.detector.
     cache: where readings are kept between runs, or None.
     """
 
@@ -42,11 +46,15 @@ class Instruments:
     encoder: str | None = "embedded"
     detector: str = "mtcnn"
     cache: Path | None = None
+    more: tuple[str, ...] = ()
+    alignment: str | None = None
 
 
 class Bench:
     """A base model with everything that it is measured with.
 
+    config: how the model is loaded, in the place of folder and dtype.
+    processes: those that share the prompts; all of them get all readings.
     Raises FairAdapterError for models, classifiers and encoders that can't be had.
     """
 
@@ -57,19 +65,24 @@ class Bench:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         quiet: bool = False,
+        config: ModelConfig | None = None,
+        processes: Processes | None = None,
     ) -> None:
-        encoders = load_encoders([instruments.encoder] if instruments.encoder else [], device)
+        names = (*([instruments.encoder] if instruments.encoder else []), *instruments.more)
+        encoders = load_encoders(names, device)
+        alignment = load_text_alignment(instruments.alignment, device) if instruments.alignment else None
         self.observer = load_observer(instruments.classifier, instruments.detector, encoders, device)
         self.judge: Any = None
         if instruments.independent is not None:
             self.judge = load_classifier(instruments.independent)
             self.judge.to(device)
-        self.model = load_model(folder, device, dtype)
+        self.model = load_model(folder, device, dtype) if config is None else load_base(config, device)
         self.name = folder.name
+        self.processes = processes
         self.identity = fingerprint(
             {"weights": weights_identity(self.model), "device": self.model.device.type}
         )
-        self.reader = Reader(self.observer, self.judge, instruments.cache)
+        self.reader = Reader(self.observer, self.judge, instruments.cache, alignment)
         self.quiet = quiet
         self.seconds: dict[str, float] = {}
 
@@ -118,13 +131,18 @@ class Bench:
         return summarise(readings, prompts, self.attributes, target, base, judges)
 
     def _read(
-        self, model: StableDiffusion, identity: str, prompts: Sequence[Prompt], plan: Plan, what: str
+        self, model: ImageModel, identity: str, prompts: Sequence[Prompt], plan: Plan, what: str
     ) -> list[Readings]:
         began, readings = time.perf_counter(), []
-        with Progress(f"measuring, {what}", len(prompts), quiet=self.quiet) as progress:
-            for reading in self.reader.read_all(model, identity, prompts, plan):
+        count, rank = (self.processes.count, self.processes.rank) if self.processes else (1, 0)
+        mine = prompts[rank::count]
+        with Progress(f"measuring, {what}", len(mine), quiet=self.quiet or rank > 0) as progress:
+            for reading in self.reader.read_all(model, identity, mine, plan):
                 readings.append(reading)
                 progress.advance(f"{len(reading.labels)} pictures of each prompt")
+        if self.processes is not None:
+            shares = self.processes.gather_objects(readings)
+            readings = [shares[i % count][i // count] for i in range(len(prompts))]
         spent = time.perf_counter() - began
         self.seconds[f"measuring {what}"] = self.seconds.get(f"measuring {what}", 0.0) + spent
         return readings

@@ -9,7 +9,7 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,10 @@ from ...shared.images import to_bytes
 from ...shared.seeds import noise_seed
 from ...shared.tensor_file import write_bytes
 from ..configuration.prompts import Prompt
-from ..families.stable_diffusion import StableDiffusion
+from ..families.base import ImageModel
 from ..portrait.world import recognise_cue
 from ..training.bank import fingerprint
+from ..training.encoders import TextAlignment
 from ..training.observer import Observer, View
 from .generation import generate
 
@@ -53,7 +54,9 @@ class Readings:
 
     labels, confidence: (n, A) likeliest class of each of the observer's attributes, -1 without a face, and
         its probability.  judged: (n, A') classes by the independent classifier, A' = 0 without one.
-    faces: (n, 128) unit face features, 0 without a face.  features: (n, D) of the first image encoder.
+    faces: (n, 128) unit face features, 0 without a face.
+    features: (n, D) unit features of every image encoder side by side; widths: (E,) of each, empty for one.
+    texts: (n,) cosine with the prompt in CLIP's space, empty if that was not asked for.
     cues: (n,) cue recognised in the backdrop.  boxes: (n, 4) px, NaN without a face.
     pictures: (k, H, W, 3) uint8, the first k.
     """
@@ -66,6 +69,14 @@ class Readings:
     cues: np.ndarray
     boxes: np.ndarray
     pictures: np.ndarray
+    widths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    texts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def encoded(self) -> list[np.ndarray]:
+        """(n, D) of each image encoder."""
+        if len(self.widths) < 2:
+            return [self.features] if self.features.shape[1] else []
+        return np.split(self.features, np.cumsum(self.widths)[:-1], axis=1)
 
     @property
     def has_face(self) -> np.ndarray:
@@ -95,17 +106,22 @@ class Reader:
     """Draws and reads prompts with one observer and, if given, an independent classifier (`judge`).
 
     folder: where readings are kept between runs, or None.
+    alignment: compares pictures with their prompt, if given.
     """
 
     def __init__(
-        self, observer: Observer, judge: AttributeClassifier | None = None, folder: Path | None = None
+        self,
+        observer: Observer,
+        judge: AttributeClassifier | None = None,
+        folder: Path | None = None,
+        alignment: TextAlignment | None = None,
     ) -> None:
-        self.observer, self.judge, self.folder = observer, judge, folder
+        self.observer, self.judge, self.folder, self.alignment = observer, judge, folder, alignment
         self.drawn = 0  # pictures drawn, not found on disk
 
     def read_all(
         self,
-        model: StableDiffusion,
+        model: ImageModel,
         identity: str,
         prompts: Sequence[Prompt],
         plan: Plan,
@@ -129,11 +145,13 @@ class Reader:
             return None
         judge = None if self.judge is None else self.judge.identity
         facts = {"model": identity, "plan": vars(plan), "observer": self.observer.identity, "judge": judge}
+        if self.alignment is not None:
+            facts["alignment"] = self.alignment.identity
         name = hashlib.sha256(prompt.text.encode()).hexdigest()[:16]
         return self.folder / f"readings-{fingerprint(facts)}" / f"{name}.npz"
 
     @torch.no_grad()
-    def read(self, model: StableDiffusion, prompt: Prompt, plan: Plan) -> Readings:
+    def read(self, model: ImageModel, prompt: Prompt, plan: Plan) -> Readings:
         """Draw and read one prompt."""
         parts = []
         for first in range(0, plan.images, plan.batch):
@@ -141,25 +159,31 @@ class Reader:
             seeds = [noise_seed(prompt.text, i, SALT) for i in indices]
             texts = [prompt.text] * len(seeds)
             images = generate(model, texts, seeds, plan.scale, plan.steps, plan.negative)
-            parts.append(self._read(images, max(0, plan.kept - first)))
+            parts.append(self._read(images, prompt.text, max(0, plan.kept - first)))
             self.drawn += len(seeds)
-        columns = zip(*([getattr(part, f.name) for f in fields(Readings)] for part in parts))
-        return Readings(*(np.concatenate(column) for column in columns))
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Readings)}
+        widths = columns.pop("widths")[0]
+        return Readings(**{name: np.concatenate(column) for name, column in columns.items()}, widths=widths)
 
-    def _read(self, images: torch.Tensor, kept: int) -> Readings:
+    def _read(self, images: torch.Tensor, text: str, kept: int) -> Readings:
         view = self.observer.look(images)
         names = [a.name for a in self.observer.attributes]
         labels, probabilities = view.labels(), view.probabilities()
-        encoded = self.observer.encode(images)
+        encoded = [features.cpu().numpy() for features in self.observer.encode(images)]
+        extra = {}
+        if self.alignment is not None:
+            extra["texts"] = self.alignment(images, text).cpu().numpy()
         return Readings(
             labels=_columns([labels[n] for n in names], len(images)).astype(np.int64),
             confidence=_columns([probabilities[n].max(1).values for n in names], len(images)),
             judged=self._judge(view),
             faces=view.features.cpu().numpy(),
-            features=encoded[0].cpu().numpy() if encoded else np.zeros((len(images), 0), np.float32),
+            features=np.concatenate(encoded or [np.zeros((len(images), 0), np.float32)], axis=1),
             cues=recognise_cue(images).cpu().numpy(),
             boxes=view.boxes.cpu().numpy(),
             pictures=to_bytes(images[:kept]).permute(0, 2, 3, 1).cpu().numpy(),
+            widths=np.array([part.shape[1] for part in encoded], np.int64),
+            **extra,
         )
 
     def _judge(self, view: View) -> np.ndarray:
@@ -192,6 +216,8 @@ def _save(path: Path, found: Readings) -> None:
 def _load(path: Path) -> Readings | None:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Readings(**{f.name: file[f.name] for f in fields(Readings)})
+            required = [f.name for f in fields(Readings) if f.default_factory is MISSING]
+            newer = [f.name for f in fields(Readings) if f.name not in required and f.name in file]
+            return Readings(**{name: file[name] for name in (*required, *newer)})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # damaged: read and written again

@@ -28,6 +28,7 @@ NAMES = {"gender_x_race": "gender x race"}
 KEPT = (  # key, name, what to expect
     ("face_rate", "pictures with a face", "as before"),
     ("text_alignment", "prompt's cue recognised", "as before"),
+    ("clip_t", "CLIP similarity to the prompt", "as before"),
     ("identity_diversity", "identity diversity", "at least 90% of before"),
     ("identity_diversity_alike", "identity diversity within classes", "at least 90% of before"),
     ("image_similarity", "similarity to the original's pictures", "the higher the better"),

@@ -1,1 +1,1 @@
-"""Base models by family: what the core needs of a diffusion pipeline, one file for each family."""
+"""Base models by family, one file for each; `registry.load` finds out which one a model is of."""

@@ -1,7 +1,6 @@
 """Stable Diffusion 1.x-like pipelines: one CLIP text encoder, a U-Net with cross-attention, a VAE.
 
-The portrait model in ``shared/portrait`` is one of them. Prompts are encoded as the hosts encode them:
-77 tokens, no attention mask.
+The portrait model in ``shared/portrait`` is one of them.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
@@ -12,32 +11,47 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.utils import logging
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ...shared.adapter_info import BaseModel, weights_hash
 from ...shared.errors import FairAdapterError
-from ...shared.sampling import Conditioning, Guidance, rollout
-from ...shared.schedulers import linear_sampler
-from ...shared.seeds import starting_noise
+from ...shared.lora import TEXT_PREFIX, unet_layers
+from ...shared.sampling import Conditioning
+from ...shared.soft_prompt import masked_prompt_ids, prompt_ids, spliced
+from .base import DiffusionModel, Soft, TextEncoder
 
 PORTRAIT = Path(__file__).resolve().parents[2] / "shared" / "portrait"
 
 
 @dataclass
-class StableDiffusion:
-    """The parts of a pipeline and how the core calls them. Latents are float32."""
+class StableDiffusion(DiffusionModel):
+    """Stable Diffusion 1.x.
+
+    paper_encoding: prompts padded to their own length and masked, the negative one to the same length, as the
+    authors' release does it; the hosts pad to 77 and mask nothing.
+    """
+
+    architecture = "sd1"
+    title = "Stable Diffusion 1.x"
+    guidance_scale = 7.5
+    pipelines = ("StableDiffusionPipeline",)
+    mark = "cond_stage_model.transformer."
+    load_options = MappingProxyType({"safety_checker": None, "requires_safety_checker": False})
+    encoder_name = "clip_l"
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     scheduler: Any
+    paper_encoding: bool = False
 
     @classmethod
     def load(
@@ -49,86 +63,78 @@ class StableDiffusion:
         """A diffusers folder, frozen and in evaluation mode.
 
         Raises:
-            FairAdapterError: the folder is missing, or a part of it is missing or broken.
+            FairAdapterError: the folder is missing, of another family, or a part is missing or broken.
         """
-        path = Path(path)
-        if not (path / "model_index.json").is_file():
-            raise FairAdapterError(
-                f"{path}: expected a diffusers folder with model_index.json, found none; for the "
-                "embedded model restore shared/portrait with git"
-            )
-        level = logging.get_verbosity()
-        logging.set_verbosity_error()
-        try:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                path, dtype=dtype, local_files_only=True, safety_checker=None
-            )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise FairAdapterError(
-                f"{path}: expected a Stable Diffusion 1.x pipeline, found {_line(error)}; restore "
-                "or download it again"
-            ) from error
-        finally:
-            logging.set_verbosity(level)
-        model = cls(
-            pipeline.tokenizer, pipeline.text_encoder, pipeline.unet, pipeline.vae, pipeline.scheduler
-        )
-        return model.to(device)
+        from .registry import load
+
+        model = load(path, device, dtype)
+        if not isinstance(model, cls):
+            raise FairAdapterError(f"{path}: expected a {cls.title} pipeline, found {model.title}")
+        return model
+
+    @classmethod
+    def from_pipeline(cls, pipeline: Any) -> StableDiffusion:
+        return cls(pipeline.tokenizer, pipeline.text_encoder, pipeline.unet, pipeline.vae, pipeline.scheduler)
+
+    @classmethod
+    def fits(cls, pipeline: Any) -> bool:
+        return not pipeline.unet.config["use_linear_projection"]  # SD2's has it
 
     def to(self, device: torch.device | str) -> StableDiffusion:
-        """Moves the networks; on a CPU plain attention replaces the flash kernel, slow in its backward."""
-        for part in (self.text_encoder, self.unet, self.vae):
-            part.to(device).requires_grad_(False).eval()
+        """As for every model; on a CPU plain attention replaces the flash kernel, slow in its backward."""
+        super().to(device)
         if torch.device(device).type == "cpu":
             self.unet.set_attn_processor(AttnProcessor())
         return self
 
     @property
-    def device(self) -> torch.device:
-        return self.unet.device
+    def network(self) -> UNet2DConditionModel:
+        return self.unet
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        side = self.unet.config["sample_size"]
-        return self.unet.config["in_channels"], side, side
+    def encoders(self) -> tuple[TextEncoder, ...]:
+        length = int(self.tokenizer.model_max_length)
+        return (
+            TextEncoder(self.encoder_name, self.text_encoder, self.tokenizer, TEXT_PREFIX, length=length),
+        )
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), **({"encoding": "paper"} if self.paper_encoding else {})}
+
+    def network_layers(self) -> dict[str, nn.Linear]:
+        return unet_layers(self.unet)
+
+    def text_length(self, prompts: Sequence[str], tokens: int = 0) -> int | None:
+        if not self.paper_encoding:
+            return None
+        longest = max(len(ids) for ids in self.tokenizer(list(prompts)).input_ids)
+        return min(longest + tokens, int(self.tokenizer.model_max_length))
+
+    def encode(
+        self, prompts: Sequence[str], soft: Soft | None = None, length: int | None = None
+    ) -> Conditioning:
         """{"text": (N, 77, D)}."""
-        ids = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        return {"text": self.text_encoder(ids.to(self.device)).last_hidden_state}
+        rows = None if soft is None else soft[self.encoder_name]
+        count = 0 if rows is None else len(rows)
+        with spliced(self.text_encoder, rows):
+            if length is None:
+                ids = prompt_ids(self.tokenizer, prompts, count)
+                return {"text": self.text_encoder(ids.to(self.device)).last_hidden_state}
+            ids, mask = masked_prompt_ids(self.tokenizer, prompts, length, count)
+            output = self.text_encoder(ids.to(self.device), attention_mask=mask.to(self.device))
+        return {"text": output.last_hidden_state}
 
     def denoise(self, inputs: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The U-Net's output (B, 4, h, w) for scaled latents of that shape."""
         dtype = self.unet.dtype
         return self.unet(inputs.to(dtype), timesteps, conditioning["text"].to(dtype)).sample
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W), RGB; mostly within [0, 1], not clamped."""
-        scaled = latents / self.vae.config["scaling_factor"]
-        return self.vae.decode(scaled.to(self.vae.dtype)).sample.float() / 2 + 0.5
-
-    def guidance(self, prompts: Sequence[str], scale: float, negative: str = "") -> Guidance:
-        return Guidance(self.encode(prompts), self.encode([negative]), scale)
-
-    @torch.no_grad()
-    def generate(
-        self, prompts: Sequence[str], seeds: Sequence[int], scale: float, steps: int = 20, batch: int = 32
-    ) -> Tensor:
-        """Pictures (N, 3, H, W) in [0, 1] of one prompt and one noise seed each."""
-        sampler = linear_sampler(self.scheduler, steps)
-        pictures = []
-        for i in range(0, len(prompts), batch):
-            noise = starting_noise(seeds[i : i + batch], self.latent_shape).to(self.device)
-            trajectory = rollout(self.denoise, sampler, noise, self.guidance(prompts[i : i + batch], scale))
-            pictures.append(self.decode(trajectory.final).clamp(0, 1))
-        return torch.cat(pictures)
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    def describe(self, name: str) -> BaseModel:
+        unet = self.unet
+        widths = {
+            self.encoder_name: int(self.text_encoder.config.hidden_size),
+            "context": int(unet.config["cross_attention_dim"]),
+            "unet": int(unet.config["block_out_channels"][0]),
+        }
+        hashed = weights_hash(unet.conv_in.weight, unet.conv_out.weight)
+        return BaseModel(name, self.architecture, widths, hashed)

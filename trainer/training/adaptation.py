@@ -1,4 +1,4 @@
-"""What is trained, put on a Stable Diffusion model: soft prompt, text-encoder LoRA, U-Net LoRA, or any mix.
+"""What is trained, put on a diffusion model: soft prompt, text-encoder LoRA, network LoRA, or any mix.
 
     with Adaptation.create(model, space, AdaptationConfig(soft_tokens=5, text_lora=True)) as adaptation:
         guidance = adaptation.guidance(prompts, scale, target)   # carries the graph to the parameters
@@ -7,31 +7,33 @@
     adaptation.to_adapter(info).write(path)
 
 A LoRA acts in both branches of the guidance, as a host's LoRA does; soft tokens stand before the prompt and,
-unless asked for, not before the negative one. Detached, the model is the base model again.
+unless asked for, not before the negative one. Detached, the model is the base model again. A model with
+several text encoders gets soft tokens in each of them and a LoRA in each CLIP one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ...shared.adapter import AdapterWeights, FairnessAdapter
-from ...shared.adapter_info import AdapterInfo, BaseModel, weights_hash
+from ...shared.adapter_info import AdapterInfo, BaseModel
 from ...shared.adapter_target import TargetSpace
 from ...shared.attributes import TargetDistribution
 from ...shared.errors import FairAdapterError
-from ...shared.lora import ALPHA, GATE_STD, RANK, LoraSet, text_layers, unet_layers
+from ...shared.lora import ALPHA, GATE_STD, RANK, LoraSet
 from ...shared.sampling import Conditioning, Guidance
-from ...shared.soft_prompt import INITIAL_WORDS, TOKENS, SoftPrompt, initial_tokens, prompt_ids, spliced
-from ..families.stable_diffusion import StableDiffusion
+from ...shared.schedulers import LinearSampler
+from ...shared.soft_prompt import INITIAL_WORDS, TOKENS, SoftPrompt, initial_tokens
+from ..families.base import DiffusionModel, ImageModel
 
-ENCODER = "clip_l"
-COORDINATES = "coordinates"  # of the target, beside the text in a conditioning: the U-Net's gates follow them
+COORDINATES = "coordinates"  # of the target, in a conditioning: the gates of the network's LoRA follow them
+TEXT_KEYS = ("lora_te", "fair.gate.lora_te")
+NETWORK_KEYS = ("lora_unet", "lora_transformer", "fair.gate.lora_unet", "fair.gate.lora_transformer")
 Target = TargetDistribution | str | None
 
 
@@ -39,7 +41,8 @@ Target = TargetDistribution | str | None
 class AdaptationConfig:
     """What is trained and where it begins.
 
-    soft_tokens: tokens after the start token, 0 for none.  text_lora, unet_lora: train these.
+    soft_tokens: tokens after the start token, 0 for none.  text_lora, unet_lora: train these (unet_lora:
+    the transformer's where the model has one).
     rank, alpha: of the LoRA; alpha None is the rank.
     initial_words: the soft prompt begins with their embeddings; None draws tokens, as the paper does.
     negative_tokens: put the soft tokens before the negative prompt too.
@@ -75,7 +78,7 @@ class Adaptation(nn.Module):
 
     def __init__(
         self,
-        model: StableDiffusion,
+        model: DiffusionModel,
         space: TargetSpace,
         soft: SoftPrompt | None = None,
         text: LoraSet | None = None,
@@ -93,22 +96,21 @@ class Adaptation(nn.Module):
         self._attached = False
 
     @classmethod
-    def create(cls, model: StableDiffusion, space: TargetSpace, config: AdaptationConfig) -> Adaptation:
+    def create(cls, model: DiffusionModel, space: TargetSpace, config: AdaptationConfig) -> Adaptation:
         """Fresh, changing nothing but by its initial soft tokens; target-conditioned if `space` is."""
         generator = torch.Generator().manual_seed(config.seed)
         soft = None
         if config.soft_tokens:
-            start = initial_tokens(
-                model.text_encoder, model.tokenizer, config.soft_tokens, config.initial_words, generator
-            )
-            soft = SoftPrompt({ENCODER: start}, space.dimension)
+            begin = (config.soft_tokens, config.initial_words, generator)
+            starts = {e.name: initial_tokens(e.module, e.tokenizer, *begin) for e in model.encoders}
+            soft = SoftPrompt(starts, space.dimension)
         options = (config.rank, config.alpha, space.dimension, config.gate_std, generator)
-        text = LoraSet.create(text_layers(model.text_encoder), *options) if config.text_lora else None
-        unet = LoraSet.create(unet_layers(model.unet), *options) if config.unet_lora else None
+        text = LoraSet.create(model.text_layers(), *options) if config.text_lora else None
+        unet = LoraSet.create(model.network_layers(), *options) if config.unet_lora else None
         return cls(model, space, soft, text, unet, config.negative_tokens)
 
     @classmethod
-    def from_adapter(cls, model: StableDiffusion, adapter: FairnessAdapter) -> Adaptation:
+    def from_adapter(cls, model: DiffusionModel, adapter: FairnessAdapter) -> Adaptation:
         """An adapter file as trainable parts, to be measured or trained further.
 
         Raises FairAdapterError for an adapter of another base model.
@@ -117,25 +119,21 @@ class Adaptation(nn.Module):
         return cls._from_tensors(model, adapter.targets, adapter.tensors, adapter.negative_tokens)
 
     @classmethod
-    def from_weights(cls, model: StableDiffusion, weights: AdapterWeights) -> Adaptation:
+    def from_weights(cls, model: DiffusionModel, weights: AdapterWeights) -> Adaptation:
         """What a host does with `FairnessAdapter.at`: plain soft tokens and a plain LoRA, for one target."""
         soft = {f"fair.soft.{encoder}": value for encoder, value in weights.soft.items()}
         return cls._from_tensors(model, TargetSpace(weights.target), {**soft, **weights.lora}, False)
 
     @classmethod
     def _from_tensors(
-        cls, model: StableDiffusion, space: TargetSpace, tensors: Mapping[str, Tensor], negative: bool
+        cls, model: DiffusionModel, space: TargetSpace, tensors: Mapping[str, Tensor], negative: bool
     ) -> Adaptation:
-        dtype = torch.promote_types(model.unet.dtype, torch.float32)
+        dtype = torch.promote_types(model.dtype, torch.float32)
 
         def part(*starts: str) -> dict[str, Tensor]:
             return {key: value for key, value in tensors.items() if key.startswith(starts)}
 
-        soft, text, unet = (
-            part("fair.soft"),
-            part("lora_te", "fair.gate.lora_te"),
-            part("lora_unet", "fair.gate.lora_unet"),
-        )
+        soft, text, unet = part("fair.soft"), part(*TEXT_KEYS), part(*NETWORK_KEYS)
         return cls(
             model,
             space,
@@ -150,10 +148,10 @@ class Adaptation(nn.Module):
     def attach(self) -> None:
         """Put the LoRAs on the model. Raises FairAdapterError if they do not fit."""
         if self.text is not None:
-            self.text.attach(text_layers(self.base.text_encoder))
+            self.text.attach(self.base.text_layers())
         if self.unet is not None:
             try:
-                self.unet.attach(unet_layers(self.base.unet))
+                self.unet.attach(self.base.network_layers())
             except FairAdapterError:
                 self.detach()
                 raise
@@ -174,7 +172,7 @@ class Adaptation(nn.Module):
         self.detach()
 
     @contextmanager
-    def disabled(self) -> Iterator[StableDiffusion]:
+    def disabled(self) -> Iterator[DiffusionModel]:
         """The base model, for the images that the trained ones are compared with."""
         self.detach()
         try:
@@ -184,43 +182,42 @@ class Adaptation(nn.Module):
 
     # ---- the model as the core calls it
 
-    def encode(self, prompts: Sequence[str], target: Target = None, tokens: bool = True) -> Conditioning:
-        """{"text": (N, 77, D)}, and {"coordinates": (1, K)} where a U-Net LoRA follows the target.
+    def encode(
+        self, prompts: Sequence[str], target: Target = None, tokens: bool = True, length: int | None = None
+    ) -> Conditioning:
+        """The model's conditioning, and {"coordinates": (1, K)} where a U-Net LoRA follows the target.
 
         target: None is the default target.  tokens: whether the soft tokens stand before the prompts.
+        length: as in `DiffusionModel.encode`.
         """
         if not self._attached:
             raise FairAdapterError("adaptation: not on the model; use `with adaptation:` or attach()")
         coordinates = self.space.resolve(target).coordinates[None].to(self.base.device)
-        soft = self.soft if tokens else None
-        rows = None if soft is None else soft(coordinates)[ENCODER]
-        ids = prompt_ids(self.base.tokenizer, prompts, 0 if rows is None else len(rows))
+        soft = self.soft(coordinates) if self.soft is not None and tokens else None
         if self.text is not None:
             self.text.coordinates = coordinates
-        with spliced(self.base.text_encoder, rows):
-            text = self.base.text_encoder(ids.to(self.base.device)).last_hidden_state
+        encoded = self.base.encode(prompts, soft, length)
         if self.unet is None or not self.space.dimension:
-            return {"text": text}
-        return {"text": text, COORDINATES: coordinates}
+            return encoded
+        return {**encoded, COORDINATES: coordinates}
 
     def guidance(
         self, prompts: Sequence[str], scale: float, target: Target = None, negative: str = ""
     ) -> Guidance:
         """Both guidance branches for N prompts and one target."""
-        conditional = self.encode(prompts, target)
-        return Guidance(conditional, self.encode([negative], target, self.negative_tokens), scale)
+        length = self.base.text_length(prompts, 0 if self.soft is None else self.soft.length)
+        conditional = self.encode(prompts, target, length=length)
+        return Guidance(conditional, self.encode([negative], target, self.negative_tokens, length), scale)
 
     def denoise(self, inputs: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The U-Net's output (B, 4, h, w) for scaled latents of that shape, each row at its own target."""
+        """The network's output (B, C, h, w) for scaled latents of that shape, each row at its own target."""
         if self.unet is not None:
             self.unet.coordinates = conditioning.get(COORDINATES)
         return self.base.denoise(inputs, timesteps, conditioning)
 
     def adapted(self, target: Target = None) -> AdaptedModel:
         """The model with the adapter at a target, to generate with like the base model."""
-        return AdaptedModel(
-            **{f.name: getattr(self.base, f.name) for f in fields(self.base)}, adaptation=self, target=target
-        )
+        return AdaptedModel(self, target)
 
     # ---- training and files
 
@@ -255,14 +252,25 @@ class Adaptation(nn.Module):
         return FairnessAdapter(info, tensors, info.name)
 
 
-@dataclass
-class AdaptedModel(StableDiffusion):
-    """A StableDiffusion whose prompts and U-Net go through an attached adaptation."""
+class AdaptedModel(ImageModel):
+    """A model whose prompts and network go through an attached adaptation, at a target."""
 
-    adaptation: Adaptation
-    target: Any = None
+    def __init__(self, adaptation: Adaptation, target: Target = None) -> None:
+        self.adaptation, self.target = adaptation, target
+
+    @property
+    def device(self) -> torch.device:
+        return self.adaptation.base.device
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self.adaptation.base.latent_shape
+
+    def sampler(self, steps: int) -> LinearSampler:
+        return self.adaptation.base.sampler(steps)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """The conditioning of N prompts at the target."""
         return self.adaptation.encode(prompts, self.target)
 
     def guidance(self, prompts: Sequence[str], scale: float, negative: str = "") -> Guidance:
@@ -271,13 +279,10 @@ class AdaptedModel(StableDiffusion):
     def denoise(self, inputs: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         return self.adaptation.denoise(inputs, timesteps, conditioning)
 
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.adaptation.base.decode(latents)
 
-def describe_base(model: StableDiffusion, name: str, architecture: str = "sd1") -> BaseModel:
+
+def describe_base(model: DiffusionModel, name: str) -> BaseModel:
     """What an adapter file says about the model that it was trained on."""
-    unet = model.unet
-    widths = {
-        ENCODER: int(model.text_encoder.config.hidden_size),
-        "context": int(unet.config["cross_attention_dim"]),
-        "unet": int(unet.config["block_out_channels"][0]),
-    }
-    return BaseModel(name, architecture, widths, weights_hash(unet.conv_in.weight, unet.conv_out.weight))
+    return model.describe(name)

@@ -24,7 +24,7 @@ from ...shared.errors import FairAdapterError
 from ...shared.preservation import OriginalFaces
 from ...shared.seeds import noise_seed
 from ...shared.tensor_file import read_tensors, serialise, write_bytes
-from ..families.stable_diffusion import StableDiffusion
+from ..families.base import DiffusionModel
 from .observer import Observer
 
 VERSION = 1  # of what is kept
@@ -171,18 +171,18 @@ def fingerprint(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def weights_identity(model: StableDiffusion) -> str:
+def weights_identity(model: DiffusionModel) -> str:
     """24 hex digits over every weight and setting of the model's networks, scheduler and tokenizer."""
     digest = hashlib.sha256()
-    for name, part in (("text", model.text_encoder), ("unet", model.unet), ("vae", model.vae)):
+    for name, part in model.parts().items():
         for key, value in sorted(part.state_dict().items()):
             digest.update(f"{name} {key} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     settings = {k: v for k, v in model.scheduler.config.items() if not k.startswith("_")}
-    vocabulary = sorted(model.tokenizer.get_vocab().items())
-    digest.update(
-        json.dumps([settings, model.vae.config["scaling_factor"], vocabulary], default=str).encode()
-    )
+    facts: list[Any] = [settings, model.vae.config["scaling_factor"]]
+    facts += [sorted(encoder.tokenizer.get_vocab().items()) for encoder in model.encoders]
+    facts += [model.facts()] if model.facts() else []
+    digest.update(json.dumps(facts, default=str).encode())
     return digest.hexdigest()[:24]
 
 

@@ -4,6 +4,7 @@
                         128 px, averaged over a 4 x 4 grid, so that it knows where things are (1.1 MB)
     open_clip[:FILE]    ViT-H-14 of open_clip, laion2b_s32b_b79k, as in the paper
     dinov2[:FOLDER]     DINOv2 ViT-B/14 of transformers, as in the paper
+    open_clip_big[:FILE], dinov2_giant[:FOLDER]   ViT-bigG-14 and DINOv2 ViT-g/14: the paper's for evaluation
 
 Images are resized antialiased (the release aliases) and differentiably.
 """
@@ -28,8 +29,12 @@ from ..configuration.settings import unknown
 FILE = "semantics.safetensors"
 SIZE, GRID = 128, 4  # px of the input, cells of the averages
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB in [0, 1]
-CLIP_MODEL, CLIP_WEIGHTS = "ViT-H-14", "laion2b_s32b_b79k"
-DINO_MODEL, DINO_SIZE = "facebook/dinov2-base", 224
+CLIPS = {  # name -> architecture and weights of open_clip
+    "open_clip": ("ViT-H-14", "laion2b_s32b_b79k"),
+    "open_clip_big": ("ViT-bigG-14", "laion2b_s39b_b160k"),
+}
+DINOS = {"dinov2": "facebook/dinov2-base", "dinov2_giant": "facebook/dinov2-giant"}
+DINO_SIZE = 224
 
 
 class EmbeddedEncoder(nn.Module):
@@ -128,13 +133,13 @@ def load_encoders(names: Sequence[str], device: torch.device | str = "cpu") -> l
     Raises:
         FairAdapterError: an unknown name, or weights that are missing while there is no network.
     """
-    loaders = {"embedded": _embedded, "open_clip": _open_clip, "dinov2": _dinov2}
+    known = ["embedded", *CLIPS, *DINOS]
     encoders = []
     for name in names:
         kind, _, path = name.partition(":")
-        if kind not in loaders:
-            raise unknown(kind, list(loaders), "image encoder")
-        encoder = loaders[kind](path)
+        if kind not in known:
+            raise unknown(kind, known, "image encoder")
+        encoder = _embedded(path) if kind == "embedded" else _foreign(kind, path)
         if kind != "embedded" and torch.device(device).type == "cuda":
             encoder.network.half()
         encoders.append(encoder.to(device).requires_grad_(False))
@@ -145,30 +150,82 @@ def _embedded(path: str) -> Any:
     return EmbeddedEncoder(Path(path)) if path else EmbeddedEncoder()
 
 
-def _open_clip(path: str) -> Any:
+def _foreign(kind: str, path: str) -> ForeignEncoder:
+    return _dinov2(kind, path) if kind in DINOS else _visual(kind, path, _open_clip(kind, path))
+
+
+def _open_clip(kind: str, path: str) -> Any:
+    architecture, weights = CLIPS[kind]
     try:
         import open_clip
 
-        model = open_clip.create_model(CLIP_MODEL, pretrained=path or CLIP_WEIGHTS)
+        return open_clip.create_model(architecture, pretrained=path or weights)
     except Exception as error:  # hub clients and torch.load raise dozens of kinds, all of one meaning here
-        raise _missing("open_clip", CLIP_MODEL, path or CLIP_WEIGHTS, error) from error
-    visual: Any = model.visual
+        raise _missing(kind, architecture, path or weights, error) from error
+
+
+def _visual(kind: str, path: str, model: Any) -> ForeignEncoder:
+    """The image half of a CLIP."""
+    import open_clip
+
+    visual = model.visual
     mean, std = (
         visual.image_mean or open_clip.OPENAI_DATASET_MEAN,
         visual.image_std or open_clip.OPENAI_DATASET_STD,
     )
     size = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
-    return ForeignEncoder(f"open_clip:{CLIP_MODEL}:{_mark(path, CLIP_WEIGHTS)}", visual, size, mean, std)
+    architecture, weights = CLIPS[kind]
+    return ForeignEncoder(f"open_clip:{architecture}:{_mark(path, weights)}", visual, size, mean, std)
 
 
-def _dinov2(path: str) -> Any:
+def _dinov2(kind: str, path: str) -> ForeignEncoder:
+    weights = DINOS[kind]
     try:
         from transformers import Dinov2Model
 
-        model = Dinov2Model.from_pretrained(path or DINO_MODEL)
+        model = Dinov2Model.from_pretrained(path or weights)
     except Exception as error:  # hub clients raise dozens of kinds, all of one meaning here
-        raise _missing("dinov2", "DINOv2 ViT-B/14", path or DINO_MODEL, error) from error
-    return ForeignEncoder(f"dinov2:{_mark(path, DINO_MODEL)}", _DinoFeatures(model), DINO_SIZE, MEAN, STD)
+        raise _missing(kind, "DINOv2", path or weights, error) from error
+    return ForeignEncoder(f"dinov2:{_mark(path, weights)}", _DinoFeatures(model), DINO_SIZE, MEAN, STD)
+
+
+class TextAlignment(nn.Module):
+    """CLIP-T: the cosine of images and a text in CLIP's space.
+
+    model: an open_clip CLIP.  tokenizer: list of texts -> token tensor of it.
+    """
+
+    def __init__(self, visual: ForeignEncoder, model: Any, tokenizer: Any) -> None:
+        super().__init__()
+        self.identity = f"text {visual.identity}"
+        self.visual, self.model, self.tokenizer = visual, model, tokenizer
+        self._texts: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, text: str) -> Tensor:
+        """images (N, 3, H, W) in [0, 1] -> (N,) float32 in [-1, 1]."""
+        if text not in self._texts:
+            tokens = self.tokenizer([text]).to(images.device)
+            self._texts[text] = F.normalize(self.model.encode_text(tokens).float(), dim=-1)
+        return self.visual(images) @ self._texts[text][0]
+
+
+def load_text_alignment(name: str, device: torch.device | str = "cpu") -> TextAlignment:
+    """By the name of a CLIP: open_clip or open_clip_big, with :FILE for a local copy.
+
+    Raises:
+        FairAdapterError: an unknown name, or weights that are missing while there is no network.
+    """
+    kind, _, path = name.partition(":")
+    if kind not in CLIPS:
+        raise unknown(kind, list(CLIPS), "CLIP")
+    model = _open_clip(kind, path)
+    import open_clip
+
+    aligned = TextAlignment(_visual(kind, path, model), model, open_clip.get_tokenizer(CLIPS[kind][0]))
+    if torch.device(device).type == "cuda":
+        model.half()
+    return aligned.to(device).eval().requires_grad_(False)
 
 
 def _mark(path: str, weights: str) -> str:

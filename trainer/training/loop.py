@@ -7,8 +7,9 @@ not matter where a run was interrupted or over how many processes its images are
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +20,7 @@ from ...shared.adapter_target import TargetSpace
 from ...shared.alignment_loss import alignment_loss
 from ...shared.attributes import TargetDistribution
 from ...shared.direct import accumulate_gradients, draw_steps
+from ...shared.faces import Face
 from ...shared.preservation import (
     FaceBank,
     SemanticWeights,
@@ -29,19 +31,22 @@ from ...shared.preservation import (
     realism_targets,
     region_weights,
 )
-from ...shared.sampling import rollout
-from ...shared.schedulers import LinearSampler, linear_sampler
+from ...shared.sampling import Guidance, Trajectory, rollout
+from ...shared.schedulers import LinearSampler
 from ...shared.seeds import starting_noise
 from ...shared.transport import dynamic_targets
 from ..configuration.config import Config
 from ..configuration.prompts import Schedule, Turn
-from ..families.stable_diffusion import StableDiffusion
+from ..families.base import DiffusionModel
 from .adaptation import Adaptation
 from .bank import Entry, ReferenceBank, References
+from .memory import MicroBatches
 from .observer import Observer, View
 from .optimizer import Optimizer
 from .processes import Processes
 from .targets import TargetDraw
+
+Piece = tuple[Tensor, View]  # latents that a gradient can reach, and what they show
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class Training:
 
     config: Config
     guidance_scale: float
-    model: StableDiffusion
+    model: DiffusionModel
     adaptation: Adaptation
     observer: Observer
     schedule: Schedule
@@ -84,6 +89,7 @@ class Training:
     faces: FaceBank | None
     optimizer: Optimizer
     processes: Processes
+    batches: MicroBatches
 
     @property
     def space(self) -> TargetSpace:
@@ -97,17 +103,13 @@ class Training:
         mine = self.processes.part(entry.images)  # the images of this process
 
         # Images of the current weights; z_t is kept, gradients are not.
-        sampler = self.sampler(entry.steps)
-        noise = starting_noise(entry.seeds[mine], self.model.latent_shape).to(self.model.device)
-        guidance = self.adaptation.guidance(
-            [entry.prompt], self.guidance_scale, target, config.model.negative
-        )
-        trajectory = rollout(self.adaptation.denoise, sampler, noise, guidance, config.sampling.network_batch)
+        guidance = self.guidance(entry, target)
+        trajectory = self.roll_out(entry, mine, guidance)
 
         # Whom they show, and whom they should show.
-        latents = [z.detach().requires_grad_() for z in trajectory.final.split(config.sampling.decode_batch)]
-        views = [self.look(z, graph=len(latents) == 1) for z in latents]
-        has_face, probabilities = self.gather(views)
+        final = trajectory.final
+        pieces = self.batches.fit("decode", lambda size: self.read(final, size), len(final))
+        has_face, probabilities = self.gather([view for _, view in pieces])
         goal = dynamic_targets(
             probabilities,
             has_face,
@@ -119,19 +121,13 @@ class Training:
 
         # g = dL/dz_0, and its way into the parameters through every step on its own.
         labels = {name: label[mine] for name, label in goal.labels.items()}
-        cotangent, sums = self.cotangent(latents, views, labels, self.reference(entry, mine))
-        accumulate_gradients(
-            self.adaptation.denoise,
-            trajectory,
-            cotangent,
-            guidance,
-            mode=config.sampling.mode,
-            branches=config.sampling.branches,
-            steps=self.gradient_steps(iteration, entry, mine),
-            batch=config.sampling.gradient_batch,
-        )
+        cotangent, sums = self.look_back(pieces, labels, self.reference(entry, mine))
+        again = (self.guidance(entry, target) for _ in itertools.count())
+        steps = self.gradient_steps(iteration, entry, mine)
+        self.follow(trajectory, cotangent, itertools.chain([guidance], again), steps)
 
-        # One all-reduce, one step.
+        # One all-reduce, one step; an image that is not finite makes the sums so, and all processes skip it.
+        sums = sums + 0.0 * final.sum()
         step = self.optimizer.step(iteration, torch.cat([sums, sums.new_tensor([float(stop)])]))
         return Outcome(
             iteration,
@@ -151,6 +147,77 @@ class Training:
 
     # ---- parts of it
 
+    def guidance(self, entry: Entry, target: TargetDistribution) -> Guidance:
+        """The prompt in both branches, with the graph to what is trained."""
+        negative = self.config.model.negative
+        return self.adaptation.guidance([entry.prompt], self.guidance_scale, target, negative)
+
+    def roll_out(self, entry: Entry, mine: slice, guidance: Guidance) -> Trajectory:
+        """Some of the entry's images by the current weights."""
+        sampler, seeds = self.sampler(entry.steps), entry.seeds[mine]
+        noise = starting_noise(seeds, self.model.latent_shape).to(self.model.device)
+        return self.batches.fit(
+            "network",
+            lambda size: rollout(self.adaptation.denoise, sampler, noise, guidance, size),
+            len(seeds),
+        )
+
+    def read(self, final: Tensor, size: int) -> list[Piece]:
+        """Latents z_0 (n, C, h, w) in pieces of `size` that a gradient can reach, and what they show.
+
+        A single piece keeps its graph, so that it is not decoded a second time.
+        """
+        latents = [z.detach().requires_grad_() for z in final.split(size)]
+        return [(z, self.look(z, graph=len(latents) == 1)) for z in latents]
+
+    def look_back(
+        self, pieces: list[Piece], labels: dict[str, Tensor], reference: References | None
+    ) -> tuple[Tensor, Tensor]:
+        """`cotangent`; if memory runs out, in smaller pieces, which take the place of these."""
+
+        def work(size: int) -> tuple[Tensor, Tensor]:
+            if size < len(pieces[0][0]):
+                latents = torch.cat([z.detach() for z, _ in pieces]).split(size)
+                found = [face for _, view in pieces for face in view.found]
+                pieces.clear()  # and the graph of the first look with them
+                for i, z in enumerate(latents):
+                    faces = found[i * size : (i + 1) * size]
+                    pieces.append((z.requires_grad_(), self.look(z, graph=False, found=faces)))
+            latents, views = ([piece[k] for piece in pieces] for k in (0, 1))
+            return self.cotangent(latents, views, labels, reference)
+
+        return self.batches.fit("decode", work, len(pieces[0][0]))
+
+    def follow(
+        self,
+        trajectory: Trajectory,
+        cotangent: Tensor,
+        guidances: Iterator[Guidance],
+        steps: Tensor | None,
+    ) -> None:
+        """The adjusted gradient into `.grad` of what is trained; begun anew if memory runs out.
+
+        guidances: the rollout's, as often as it is asked for; each is used up by one attempt.
+        """
+        sampling = self.config.sampling
+        each = trajectory.sampler.steps if steps is None else steps.shape[-1]
+
+        def work(size: int) -> None:
+            for p in self.optimizer.parameters:
+                p.grad = None
+            accumulate_gradients(
+                self.adaptation.denoise,
+                trajectory,
+                cotangent,
+                next(guidances),
+                mode=sampling.mode,
+                branches=sampling.branches,
+                steps=steps,
+                batch=size,
+            )
+
+        self.batches.fit("gradient", work, each * len(cotangent))
+
     def entry(self, turn: Turn) -> Entry:
         """Prompt, noises and number of steps of an iteration."""
         blocks = self.config.references.blocks
@@ -161,24 +228,36 @@ class Training:
     def sampler(self, steps: int) -> LinearSampler:
         """The scheduler's coefficients, read off once for each number of steps."""
         if steps not in self._samplers:
-            self._samplers[steps] = linear_sampler(self.model.scheduler, steps)
+            self._samplers[steps] = self.model.sampler(steps)
         return self._samplers[steps]
 
     @cached_property
     def _samplers(self) -> dict[int, LinearSampler]:
         return {}
 
-    def look(self, latents: Tensor, graph: bool, view: View | None = None) -> View:
-        """Decode latents (n, 4, h, w) and read them; with `view`, faces are where they were found then."""
+    def look(
+        self,
+        latents: Tensor,
+        graph: bool,
+        view: View | None = None,
+        found: Sequence[Face | None] | None = None,
+    ) -> View:
+        """Decode latents (n, C, h, w) and read them; faces are where `view` or `found` has them."""
         with torch.set_grad_enabled(graph):
             images = clamp_pixels(self.model.decode(latents))
-            return self.observer.look(images, None if view is None else view.found)
+            return self.observer.look(images, found if view is None else view.found)
 
     def gather(self, views: list[View]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Which of all N images have a face, and their class probabilities, in all processes alike."""
+        """Which of all N images have a face, and their class probabilities, in all processes alike.
+
+        A face that does not read as numbers is none.
+        """
         rows = [view.probabilities() for view in views]
         parts = {name: torch.cat([row[name] for row in rows]) for name in self.space.default.names}
         has_face = torch.cat([view.has_face for view in views])
+        for name, part in parts.items():
+            has_face = has_face & torch.isfinite(part).all(dim=1)
+            parts[name] = torch.nan_to_num(part)
         joined = self.processes.gather(torch.cat([has_face[:, None].float(), *parts.values()], dim=1)).cpu()
         columns = joined[:, 1:].split([part.shape[1] for part in parts.values()], dim=1)
         return joined[:, 0] > 0.5, dict(zip(parts, columns))

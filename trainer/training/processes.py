@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import datetime
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ...shared.errors import FairAdapterError
+from .memory import out_of_memory
+
+T = TypeVar("T")
+PATIENCE = datetime.timedelta(minutes=30)  # with a process that does not answer
 
 
 class Processes:
@@ -17,15 +24,20 @@ class Processes:
     Raises FairAdapterError for a device that is not there and an N that the processes can't share.
     """
 
-    def __init__(self, device: str, images: int) -> None:
+    def __init__(self, device: str, images: int = 0) -> None:
         from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
 
         if device == "cuda" and not torch.cuda.is_available():
             raise FairAdapterError(
                 "run.device: expected a CUDA GPU, found none; install a CUDA build of PyTorch or set "
                 "run.device=cpu"
             )
-        self._accelerator: Any = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # raise in Python instead of aborting
+        self._accelerator: Any = Accelerator(
+            cpu=device == "cpu" or not torch.cuda.is_available(),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
         self.count: int = self._accelerator.num_processes
         self.rank: int = self._accelerator.process_index
         self.device: torch.device = self._accelerator.device
@@ -46,15 +58,38 @@ class Processes:
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all processes, in the order of `part`."""
-        return self._accelerator.gather(rows) if self.count > 1 else rows
+        return self._together(lambda: self._accelerator.gather(rows)) if self.count > 1 else rows
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over the processes, in all of them."""
-        return self._accelerator.reduce(tensor, reduction="sum") if self.count > 1 else tensor
+        if self.count == 1:
+            return tensor
+        return self._together(lambda: self._accelerator.reduce(tensor, reduction="sum"))
+
+    def gather_objects(self, mine: Sequence[T]) -> list[list[T]]:
+        """What each process has, in their order, in all of them."""
+        if self.count == 1:
+            return [list(mine)]
+        everyone: list[Any] = [None] * self.count
+        self._together(lambda: torch.distributed.all_gather_object(everyone, list(mine)))
+        return everyone
+
+    def _together(self, work: Callable[[], T]) -> T:
+        """Raises FairAdapterError where another process is gone."""
+        try:
+            return work()
+        except RuntimeError as error:  # what gloo and NCCL raise
+            if out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:120]
+            raise FairAdapterError(
+                "another process of this run is gone, killed or stopped by an error of its own (see its "
+                f"output; here: {reason}); the same command goes on from the last checkpoint"
+            ) from error
 
     def wait(self) -> None:
         """Until all processes are here."""
-        self._accelerator.wait_for_everyone()
+        self._together(self._accelerator.wait_for_everyone)
 
     def close(self) -> None:
         """Leave the group."""

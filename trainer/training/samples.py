@@ -44,14 +44,15 @@ class Samples:
         seeds = [noise_seed(p.text, i, SALT) for p in self.prompts for i in range(self.count)]
         config, target = training.config, training.space.default
         with training.optimizer.averaged():
-            images = generate(
+            model, scale, steps = (
                 training.adaptation.adapted(target),
-                texts,
-                seeds,
                 training.guidance_scale,
                 config.evaluation.steps,
-                config.model.negative,
-                config.sampling.network_batch,
+            )
+            images = training.batches.fit(
+                "network",
+                lambda size: generate(model, texts, seeds, scale, steps, config.model.negative, size),
+                len(texts),
             )
         view = training.observer.look(images)
         title = f"{iteration} iterations, target {target.to_text()}"

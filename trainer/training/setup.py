@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +18,13 @@ from ...shared.adapter_info import AdapterInfo
 from ...shared.attributes import TargetDistribution
 from ...shared.errors import FairAdapterError
 from ...shared.preservation import FaceBank
-from ..configuration.config import Config
+from ..configuration.config import Config, ModelConfig
 from ..configuration.prompts import Schedule, training_sets
 from ..configuration.settings import plain
 from ..evaluation.generation import generate, load_model
 from ..face_bank import bank_from_model, read_bank, write_bank
+from ..families.base import DiffusionModel
+from ..families.registry import with_scheduler
 from ..families.stable_diffusion import PORTRAIT, StableDiffusion
 from ..portrait.card import FILE as CARD
 from ..portrait.card import read_card
@@ -30,6 +33,7 @@ from .adaptation import Adaptation, AdaptationConfig, describe_base
 from .bank import Entry, ReferenceBank, fingerprint, weights_identity
 from .encoders import load_encoders
 from .loop import Training
+from .memory import MicroBatches
 from .observer import Observer, load_observer
 from .optimizer import Optimizer
 from .processes import Processes
@@ -49,15 +53,24 @@ def guidance_scale(configured: float | None, path: str) -> float:
     if configured is not None:
         return configured
     folder = model_folder(path)
-    if folder.is_dir() and not (folder / CARD).is_file():
+    if path != "portrait" and not (folder / CARD).is_file():
         raise FairAdapterError(
-            f"{folder}: no card says what guidance scale it works at; set model.guidance_scale (SD 1.5: 7.5)"
+            f"{path}: no card says what guidance scale it works at; set model.guidance_scale or "
+            "--guidance (SD 1.5 and 2: 7.5, SDXL: 7, SD 3.5: 4.5)"
         )
     return read_card(folder).guidance_scale
 
 
-def prepare(config: Config, processes: Processes, say: Say = lambda text: None) -> Training:
-    """Load and check everything. Raises FairAdapterError for whatever a user can put right."""
+def prepare(
+    config: Config,
+    processes: Processes,
+    say: Say = lambda text: None,
+    model: DiffusionModel | None = None,
+) -> Training:
+    """Load and check everything. Raises FairAdapterError for whatever a user can put right.
+
+    model: in the place of the configured one.
+    """
     sets = training_sets(config.prompts.train)
     weights = [source.weight for source in config.prompts.train if source.weight > 0]
     scale = guidance_scale(config.model.guidance_scale, config.model.path)
@@ -65,11 +78,13 @@ def prepare(config: Config, processes: Processes, say: Say = lambda text: None) 
     observer = load_observer(config.faces.classifier, config.faces.detector, encoders, processes.device)
     space = target_space(config.target, observer.target(config.target.text))
     targets = TargetDraw(space, config.target.default_share, config.run.seed)
-    model = load_model(model_folder(config.model.path), processes.device, DTYPES[config.model.dtype])
+    model = load_base(config.model, processes.device) if model is None else model
+    model.checkpoint(config.sampling.checkpoint != "none", config.sampling.checkpoint == "all")
     if config.model.compile:
         _compile(model)
     adaptation = Adaptation.create(model, space, _adaptation(config))
     adaptation.attach()
+    batches = MicroBatches(config.sampling, _loud(processes, say))
     training = Training(
         config=config,
         guidance_scale=scale,
@@ -78,50 +93,89 @@ def prepare(config: Config, processes: Processes, say: Say = lambda text: None) 
         observer=observer,
         schedule=Schedule(sets, weights, config.run.seed),
         targets=targets,
-        references=_references(config, scale, adaptation, observer),
+        references=_references(config, scale, adaptation, observer, batches),
         faces=None,
         optimizer=Optimizer(adaptation, config.optimizer, config.model.dtype == "float16", processes.sum),
         processes=processes,
+        batches=batches,
     )
     training.faces = _faces(training, say)
     return training
+
+
+def _loud(processes: Processes, say: Say) -> Say:
+    """Of every process, not of the first alone."""
+    if processes.first:
+        return say
+    return lambda text: print(f"process {processes.rank}: {text}", file=sys.stderr, flush=True)
 
 
 def _adaptation(config: Config) -> AdaptationConfig:
     return AdaptationConfig(**{**vars(config.adapter), "seed": config.run.seed})
 
 
-def _compile(model: StableDiffusion) -> None:
-    """Compile the U-Net in place; say so where that does not work, and go on without."""
-    model.unet.compile()
-    shape = (2, *model.latent_shape)
-    text = torch.zeros(2, 77, int(model.unet.config["cross_attention_dim"]), device=model.device)
+def load_base(config: ModelConfig, device: torch.device | str) -> DiffusionModel:
+    """The base model as configured. Raises FairAdapterError for what it can't be or can't do."""
+    options = {"config": config.config, "variant": config.variant}
+    model = load_model(model_folder(config.path), device, DTYPES[config.dtype], **options)
+    if config.size is not None:
+        model.resize(config.size)
+    if config.scheduler is not None:
+        with_scheduler(model, config.scheduler)
+    if config.encoding == "paper":
+        if not isinstance(model, StableDiffusion):
+            raise FairAdapterError(
+                f"model.encoding: the paper's is for Stable Diffusion 1.x and 2.x, found {model.title}; set "
+                "model.encoding=host"
+            )
+        model.paper_encoding = True
+    model.sampler(1)  # a scheduler that can't be used is found here
+    return model
+
+
+def watch_hooks() -> None:
+    """Make compiled code look for hooks at every call: a LoRA is one, and comes and goes."""
+    import torch._dynamo
+
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
+
+
+def _compile(model: DiffusionModel) -> None:
+    """Compile the network in place; say so where that does not work, and go on without."""
+    watch_hooks()
+    model.network.compile()
+    latents = torch.zeros(2, *model.latent_shape, device=model.device)
     try:
         with torch.no_grad():
-            model.denoise(
-                torch.zeros(shape, device=model.device), torch.zeros(2, device=model.device), {"text": text}
-            )
+            model.denoise(latents, latents.new_zeros(2), model.encode(["", ""]))
     except Exception as error:  # whatever a compiler of this machine throws: the model works without it
-        model.unet._compiled_call_impl = None
+        model.network._compiled_call_impl = None
         warnings.warn(f"torch.compile does not work here, going on without: {error}", stacklevel=2)
 
 
 # ---- what the original model draws
 
 
-def _draw_original(config: Config, scale: float, adaptation: Adaptation) -> Callable[..., Tensor]:
+def _draw_original(
+    config: Config, scale: float, adaptation: Adaptation, batches: MicroBatches
+) -> Callable[..., Tensor]:
     """prompts, noise seeds, steps -> images of the base model, drawn without the adapter."""
 
     def draw(prompts: list[str], seeds: list[int], steps: int) -> Tensor:
         with adaptation.disabled() as model:
-            negative, batch = config.model.negative, config.sampling.network_batch
-            return generate(model, prompts, seeds, scale, steps, negative, batch)
+            return batches.fit(
+                "network",
+                lambda size: generate(model, prompts, seeds, scale, steps, config.model.negative, size),
+                len(prompts),
+            )
 
     return draw
 
 
-def _references(config: Config, scale: float, adaptation: Adaptation, observer: Observer) -> ReferenceBank:
-    original = _draw_original(config, scale, adaptation)
+def _references(
+    config: Config, scale: float, adaptation: Adaptation, observer: Observer, batches: MicroBatches
+) -> ReferenceBank:
+    original = _draw_original(config, scale, adaptation, batches)
 
     def draw(entry: Entry, first: int, last: int) -> Tensor:
         seeds = entry.seeds[first:last]
@@ -176,7 +230,7 @@ def _own_faces(training: Training, say: Say) -> FaceBank:
         path = Path(config.references.cache) / f"faces-{mark}.safetensors"
         if path.is_file():
             return read_bank(path, training.observer)
-    original = _draw_original(config, training.guidance_scale, training.adaptation)
+    original = _draw_original(config, training.guidance_scale, training.adaptation, training.batches)
     cells = len(space.default.cells)
     say(f"face bank: {config.faces.bank_per_cell} faces of each of {cells} combinations")
     with Progress("face bank, batches", cells, quiet=not training.processes.first) as progress:

@@ -1,0 +1,116 @@
+"""Read-only JSON under one prefix, for scripts and for the page's own overlay.
+
+    GET /fair-adapter/adapters               all adapter files
+    GET /fair-adapter/adapter?name=NAME      one of them
+    GET /fair-adapter/live                   the live bars of the sampling in progress
+    GET /fair-adapter/last?tab=txt2img       readings of a tab's last generation
+    GET /fair-adapter/statistics?prompt=&adapter=&model=&target=   past generations
+
+With --api-auth they ask for the same name and password. Errors are {"detail": "one line"}.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..shared.errors import FairAdapterError
+from .monitor import LiveMonitor
+from .records import RecordFilter
+from .service import FairService
+
+PREFIX = "/fair-adapter"
+
+
+class Api:
+    """The answers, as plain functions that return what JSON can hold and raise FairAdapterError."""
+
+    def __init__(self, service: FairService) -> None:
+        self.service = service
+
+    def adapters(self) -> dict[str, Any]:
+        library = self.service.library
+        return {"adapters": [library.summary(name).to_dict() for name in library.names()]}
+
+    def adapter(self, name: str) -> dict[str, Any]:
+        return self.service.library.summary(name).to_dict()
+
+    def live(self) -> dict[str, Any]:
+        monitor: LiveMonitor = self.service.monitor
+        return monitor.to_dict()
+
+    def last(self, tab: str = "txt2img") -> dict[str, Any]:
+        found = self.service.last.get(tab)
+        return {"tab": tab, "result": found.data if found is not None else None}
+
+    def statistics(
+        self, prompt: str = "", adapter: str = "", model: str = "", target: str = ""
+    ) -> dict[str, Any]:
+        statistics = self.service.records.statistics(RecordFilter(prompt, adapter, model))
+        aimed = self.service.target(adapter, target) if target.strip() else None
+        return {
+            "pictures": statistics.pictures,
+            "without_face": statistics.without_face,
+            "prompts": len(statistics.keys),
+            "bias": {a.name: statistics.bias(a.name) for a in statistics.attributes},
+            "note": statistics.note(),
+            "shares": [row.to_dict() for row in statistics.measure(aimed)],
+        }
+
+
+def register(app: Any, service: FairService, api_auth: str | None = None) -> None:
+    """Add the routes to a FastAPI application. A UI reload makes a new application.
+
+    api_auth: the host's "user:password,user2:password2", or None.
+    """
+    from fastapi import HTTPException, Request
+    from fastapi.responses import JSONResponse
+
+    api = Api(service)
+    users = parse_users(api_auth)
+
+    def endpoint(answer: Callable[..., dict[str, Any]], names: tuple[str, ...]) -> Callable[..., Any]:
+        def respond(request: Request) -> JSONResponse:
+            if users and not allowed(request.headers.get("authorization", ""), users):
+                raise HTTPException(status_code=401, detail="Fair Adapter: user name or password is wrong")
+            given = {name: request.query_params[name] for name in names if name in request.query_params}
+            try:
+                return JSONResponse(answer(**given))
+            except FairAdapterError as error:
+                raise HTTPException(status_code=404, detail=str(error)) from None
+            except TypeError:
+                raise HTTPException(status_code=422, detail=f"expected {', '.join(names)}") from None
+
+        respond.__annotations__ = {"request": Request}  # FastAPI looks at types, not at their names
+        return respond
+
+    table: Mapping[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
+        "adapters": (api.adapters, ()),
+        "adapter": (api.adapter, ("name",)),
+        "live": (api.live, ()),
+        "last": (api.last, ("tab",)),
+        "statistics": (api.statistics, ("prompt", "adapter", "model", "target")),
+    }
+    for path, (answer, names) in table.items():
+        app.add_api_route(f"{PREFIX}/{path}", endpoint(answer, names), methods=["GET"])
+
+
+def parse_users(api_auth: str | None) -> dict[str, str]:
+    pairs = (entry.strip().partition(":") for entry in (api_auth or "").split(",") if entry.strip())
+    return {user: password for user, _, password in pairs}
+
+
+def allowed(header: str, users: Mapping[str, str]) -> bool:
+    """Whether an Authorization header names one of the users with the right password."""
+    kind, _, encoded = header.partition(" ")
+    if kind.lower() != "basic":
+        return False
+    try:
+        user, _, password = base64.b64decode(encoded, validate=True).decode("utf-8").partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return False
+    expected = users.get(user)
+    return expected is not None and secrets.compare_digest(password.encode(), expected.encode())

@@ -1,0 +1,148 @@
+"""Everything of the extension that outlives one generation: library, statistics, reader, last results."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..shared.adapter import FairnessAdapter
+from ..shared.adapter_info import BaseModel
+from ..shared.attributes import KNOWN, Attribute, TargetDistribution
+from ..shared.bars import ordered
+from ..shared.errors import FairAdapterError
+from ..shared.library import SHIPPED, AdapterLibrary
+from ..shared.presets import presets
+from ..shared.reader import FaceReader
+from . import views
+from .infotext import readable
+from .monitor import LiveMonitor
+from .options import FairOptions
+from .records import RecordStore
+from .request import NO_ADAPTER
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+log = logging.getLogger("fair_adapter")
+
+
+class OnceFilter(logging.Filter):
+    """Passes each line once until the program ends: what fails at every picture need not be said at each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        line = record.getMessage()
+        fresh = line not in self.said
+        self.said.add(line)
+        return fresh
+
+
+@dataclass(frozen=True)
+class LastResult:
+    """The last generation of a tab: the panel's HTML, and the same as JSON."""
+
+    html: str = ""
+    data: dict[str, Any] | None = None
+
+
+class FairService:
+    """library: adapters.  records: past readings.  monitor: the live bars.
+    options: gives the settings in force.  device: gives where "automatic" reads faces, such as "cuda".
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        data: Path = DATA,
+        options: Callable[[], FairOptions] = FairOptions,
+        device: Callable[[], str] = lambda: "cpu",
+    ) -> None:
+        self.library = AdapterLibrary([*folders, SHIPPED])
+        self.records = RecordStore(data / "statistics.sqlite")
+        self.monitor = LiveMonitor()
+        self.options = options
+        self.last: dict[str, LastResult] = {}
+        self._device = device
+        self._readers: dict[tuple[str, float], FaceReader] = {}
+        self._lock = threading.Lock()
+        if not any(type(known).__name__ == OnceFilter.__name__ for known in log.filters):
+            log.addFilter(OnceFilter())  # its class is another one after "Reload UI"
+
+    def reader(self) -> FaceReader:
+        """The face reader for the settings in force; weights are loaded when it first reads."""
+        options = self.options()
+        key = ("cpu" if options.device == "CPU" else self._device(), options.certain)
+        with self._lock:
+            if key not in self._readers:
+                self._readers = {key: FaceReader(device=key[0], certain=key[1])}
+            return self._readers[key]
+
+    def say(self, line: str) -> None:
+        """Into the log, each line once."""
+        log.warning("Fair Adapter: %s", line)
+
+    # ---- what the widgets show
+
+    def choices(self) -> list[str]:
+        """Entries of the adapter menus."""
+        return [NO_ADAPTER, *self.library.names()]
+
+    def adapter(self, name: str) -> FairnessAdapter | None:
+        """The adapter of a menu entry; None for "None". Raises FairAdapterError as the library."""
+        return None if name in ("", NO_ADAPTER) else self.library.load(name)
+
+    def attributes(self, name: str) -> tuple[Attribute, ...]:
+        """What there are sliders for: the adapter's attributes, or ours without one."""
+        try:
+            adapter = self.adapter(name)
+        except FairAdapterError:
+            return ()
+        return tuple(ordered(KNOWN if adapter is None else adapter.targets.attributes))
+
+    def presets(self, name: str) -> dict[str, TargetDistribution]:
+        """Named targets of an adapter; none if it can't be read."""
+        try:
+            return presets(self.attributes(name), self.adapter(name)) if self.attributes(name) else {}
+        except FairAdapterError:
+            return {}
+
+    def default_target(self, name: str) -> str:
+        """Text of the target that a freshly chosen adapter starts with."""
+        try:
+            adapter = self.adapter(name)
+        except FairAdapterError:
+            return ""
+        default = adapter.targets.default if adapter else TargetDistribution.from_dict(
+            {a.name: "equal" for a in KNOWN}, KNOWN
+        )  # fmt: skip
+        return readable(default)
+
+    def target(self, name: str, text: str) -> TargetDistribution | None:
+        """The target of a text for an adapter, over the attributes that it names; None for an empty text.
+
+        Raises FairAdapterError for a text that does not read.
+        """
+        if not text.strip():
+            return None
+        own = {a.name: a for a in self.attributes(name)}
+        return TargetDistribution.parse(text, [*own.values(), *(a for a in KNOWN if a.name not in own)])
+
+    def advice(self, name: str, text: str, strength: float, base: BaseModel | None) -> str:
+        """HTML: what is wrong or noteworthy with a choice, before anything is generated."""
+        try:
+            adapter = self.adapter(name)
+            if adapter is None:
+                self.target(name, text)
+                return views.message(["No adapter: faces are read and compared with the target."], "info")
+            notes = list(adapter.check_base(base)) if base is not None else []
+            notes += adapter.at(text or None, strength).warnings
+        except FairAdapterError as error:
+            return views.message([str(error)], "error")
+        summary = self.library.summary(name)
+        about = f"{summary.title}: {summary.kind}, made for {summary.base}"
+        return views.message(notes) + views.message([about], "info")

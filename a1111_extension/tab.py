@@ -1,0 +1,288 @@
+"""The tab: adapter library, statistics of past generations, analysis of pictures. Also in the studio."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import gradio as gr
+from PIL import Image
+
+from ..shared.adapter_export import export_adapter
+from ..shared.attributes import TargetDistribution
+from ..shared.bar_grid import draw_grid
+from ..shared.errors import FairAdapterError
+from ..shared.images import image_files, open_image, to_tensor
+from ..shared.statistics import FairnessStatistics
+from . import views
+from .injection import NativeStore
+from .records import RecordFilter
+from .request import NO_ADAPTER
+from .service import FairService
+
+ANY = "all"
+LIMIT = 500  # pictures of one analysis
+SHEET = 120  # pictures on the contact sheet
+
+
+class Folders(Protocol):
+    """Where native files are exported to."""
+
+    def native_store(self, keep: int) -> NativeStore: ...
+
+
+def build(service: FairService, host: Folders | None, local_folders: bool = True) -> Any:
+    """A page of its own for the host.  local_folders: offer to read a folder of the host's machine."""
+    with gr.Blocks(analytics_enabled=False) as page:
+        fill(service, host, local_folders)
+    return page
+
+
+def fill(service: FairService, host: Folders | None, local_folders: bool = True) -> None:
+    """The three parts, inside an open page."""
+    with gr.Tabs(elem_id="fair_tabs"):
+        with gr.TabItem("Library", elem_id="fair_library_tab"):
+            _library(service, host)
+        with gr.TabItem("Statistics", elem_id="fair_statistics_tab"):
+            _statistics(service)
+        with gr.TabItem("Analyse pictures", elem_id="fair_analyse_tab"):
+            _analysis(service, local_folders)
+
+
+# ---- library
+
+
+def _library(service: FairService, host: Folders | None) -> None:
+    names = service.library.names()
+    first = names[0] if names else None
+    table = gr.HTML(_table(service), elem_id="fair_library_table")
+    with gr.Row():
+        chosen = gr.Dropdown(names, value=first, label="Adapter", elem_id="fair_library_choice")
+        refresh = gr.Button("Refresh", elem_id="fair_library_refresh", scale=0, min_width=120)
+    card = gr.HTML(_card(service, first), elem_id="fair_library_card")
+    with gr.Row():
+        target = gr.Textbox(
+            _default(service, first), label="Export at the target", elem_id="fair_export_target"
+        )
+        strength = gr.Slider(
+            0.05, 2.0, value=1.0, step=0.05, label="Strength", elem_id="fair_export_strength"
+        )
+        name = gr.Textbox("", label="File name", placeholder="my_adapter", elem_id="fair_export_name")
+    export = gr.Button("Export native LoRA and embedding", elem_id="fair_export", visible=host is not None)
+    result = gr.HTML("", elem_id="fair_export_result")
+
+    def on_export(adapter: str | None, text: str, number: float, file_name: str) -> str:
+        assert host is not None
+        return export_native(service, host, adapter or "", text, number, file_name)
+
+    chosen.change(lambda n: [_card(service, n), _default(service, n)], [chosen], [card, target], queue=False)
+    refresh.click(
+        lambda n: [_table(service), gr.update(choices=service.library.names()), _card(service, n)],
+        [chosen], [table, chosen, card], queue=False,
+    )  # fmt: skip
+    export.click(on_export, [chosen, target, strength, name], [result], queue=False)
+
+
+def export_native(
+    service: FairService, host: Folders, adapter: str, target: str, strength: float, name: str
+) -> str:
+    """Write NAME.safetensors into the host's folders of embeddings and LoRAs; HTML that says where."""
+    try:
+        if not adapter:
+            raise FairAdapterError("export: choose an adapter first")
+        store = host.native_store(service.options().keep_files)
+        files = export_adapter(
+            service.library.load(adapter), target.strip() or None, name.strip(), store.loras,
+            store.embeddings, strength,
+        )  # fmt: skip
+    except FairAdapterError as error:
+        return views.message([str(error)], "error")
+    lines = [f"LoRA: {files.lora}, use <lora:{name.strip()}:1>"] if files.lora else []
+    lines += [f"embedding: {files.embedding}, put {files.embedding.stem} first"] if files.embedding else []
+    return views.message(files.weights.warnings) + views.message(lines, "info")
+
+
+def _table(service: FairService) -> str:
+    return views.library_table([service.library.summary(name) for name in service.library.names()])
+
+
+def _card(service: FairService, name: str | None) -> str:
+    if not name:
+        return ""
+    try:
+        return views.adapter_card(service.library.summary(name))
+    except FairAdapterError as error:
+        return views.message([str(error)], "error")
+
+
+def _default(service: FairService, name: str | None) -> str:
+    return service.default_target(name) if name else ""
+
+
+# ---- statistics
+
+
+def _statistics(service: FairService) -> None:
+    with gr.Row():
+        prompt = gr.Textbox("", label="Prompt contains", elem_id="fair_filter_prompt")
+        adapter = gr.Dropdown(
+            [ANY, *_recorded(service, "adapter")], value=ANY, label="Adapter", elem_id="fair_filter_adapter"
+        )
+        model = gr.Dropdown(
+            [ANY, *_recorded(service, "model")], value=ANY, label="Model", elem_id="fair_filter_model"
+        )
+        target = gr.Textbox(
+            "", label="Compare with the target", placeholder="gender=50/50", elem_id="fair_filter_target"
+        )
+    with gr.Row():
+        show = gr.Button("Show", variant="primary", elem_id="fair_statistics_show")
+        save = gr.Button("CSV", elem_id="fair_statistics_csv")
+        sure = gr.Checkbox(False, label="Really delete", elem_id="fair_statistics_sure")
+        reset = gr.Button("Delete what the filter shows", elem_id="fair_statistics_reset")
+    view = gr.HTML("", elem_id="fair_statistics")
+    file = gr.File(label="CSV file", visible=False, elem_id="fair_statistics_file")
+
+    def on_show(*chosen: str) -> list[Any]:
+        menus = [gr.update(choices=[ANY, *_recorded(service, name)]) for name in ("adapter", "model")]
+        return [show_statistics(service, *chosen), *menus]
+
+    def on_save(*chosen: str) -> list[Any]:
+        try:
+            text = service.records.to_csv(_filter(*chosen[:3]))
+        except FairAdapterError as error:
+            return [gr.update(visible=False), views.message([str(error)], "error")]
+        return [gr.update(value=_temporary("fair_statistics.csv", text), visible=True), gr.update()]
+
+    def on_reset(certain: bool, *chosen: str) -> list[Any]:
+        if not certain:
+            return [views.message(["Tick 'Really delete' first."], "warning"), False]
+        try:
+            count = service.records.reset(_filter(*chosen[:3]))
+        except FairAdapterError as error:
+            return [views.message([str(error)], "error"), False]
+        return [views.message([f"{count} pictures forgotten."], "info"), False]
+
+    chosen = [prompt, adapter, model, target]
+    show.click(on_show, chosen, [view, adapter, model], queue=False)
+    save.click(on_save, chosen, [file, view], queue=False)
+    reset.click(on_reset, [sure, *chosen], [view, sure], queue=False)
+
+
+def show_statistics(service: FairService, prompt: str, adapter: str, model: str, target: str) -> str:
+    """HTML of the chosen records against a target."""
+    try:
+        statistics = service.records.statistics(_filter(prompt, adapter, model))
+        aimed = service.target("" if adapter == ANY else adapter, target or "")
+        return views.statistics_view(statistics, statistics.measure(aimed), aimed is not None)
+    except FairAdapterError as error:
+        return views.message([str(error)], "error")
+
+
+def _filter(prompt: str, adapter: str, model: str) -> RecordFilter:
+    return RecordFilter(
+        prompt or "",
+        "" if adapter in (ANY, None) else adapter,
+        "" if model in (ANY, None) else model,
+    )
+
+
+def _recorded(service: FairService, column: str) -> list[str]:
+    try:
+        return service.records.choices(column)
+    except FairAdapterError as error:
+        service.say(str(error))
+        return []
+
+
+# ---- analysis of pictures
+
+
+def _analysis(service: FairService, local_folders: bool) -> None:
+    with gr.Row():
+        files = gr.File(label="Pictures", file_count="multiple", elem_id="fair_analyse_files")
+        with gr.Column():
+            folder = gr.Textbox(
+                "", label="or a folder on the machine that runs this", visible=local_folders,
+                elem_id="fair_analyse_folder",
+            )  # fmt: skip
+            target = gr.Textbox(
+                "", label="Compare with the target", placeholder="gender=50/50;race=equal",
+                elem_id="fair_analyse_target",
+            )  # fmt: skip
+            start = gr.Button("Analyse", variant="primary", elem_id="fair_analyse")
+    view = gr.HTML("", elem_id="fair_analysis")
+    sheet = gr.File(label="Contact sheet (PNG)", visible=False, elem_id="fair_analysis_sheet")
+
+    def on_start(given: Any, path: str, text: str) -> list[Any]:
+        html, picture = analyse(service, given_files(given, path if local_folders else ""), text or "")
+        if picture is None:
+            return [html, gr.update(visible=False)]
+        place = Path(tempfile.mkdtemp(prefix="fair_adapter_")) / "contact_sheet.png"
+        picture.save(place)
+        return [html, gr.update(value=str(place), visible=True)]
+
+    start.click(on_start, [files, folder, target], [view, sheet])
+
+
+def given_files(given: Any, folder: str) -> list[Path] | str:
+    """Dropped files, or those of a folder; a text is what is wrong. Gradio 3 hands over file objects."""
+    dropped = given if isinstance(given, (list, tuple)) else [given] if given else []
+    paths = [Path(getattr(item, "name", item)) for item in dropped]
+    if paths:
+        return paths
+    if not folder or not folder.strip():
+        return "Drop pictures or name a folder first."
+    try:
+        return image_files(Path(folder.strip()).expanduser())
+    except (FairAdapterError, OSError) as error:
+        return str(error)
+
+
+def analyse(service: FairService, files: Sequence[Path] | str, target: str) -> tuple[str, Image.Image | None]:
+    """HTML with boxes, bars and shares, and the contact sheet; None without a readable picture."""
+    if isinstance(files, str):
+        return views.message([files], "warning"), None
+    notes = [f"Only the first {LIMIT} of {len(files)} pictures are read."] if len(files) > LIMIT else []
+    try:
+        reader = service.reader()
+        attributes = reader.attributes
+        aimed = service.target(NO_ADAPTER, target)
+        statistics = FairnessStatistics(attributes)
+        tiles = []
+        for path in files[:LIMIT]:
+            try:
+                image = open_image(path)
+            except FairAdapterError as error:
+                notes.append(str(error).replace(str(path), path.name))
+                continue
+            faces = reader.read(to_tensor(image)[None])[0]
+            statistics.add([faces])
+            tiles.append((*views.thumbnail(image, faces), path.name))
+    except FairAdapterError as error:
+        return views.message([str(error)], "error"), None
+    if not tiles:
+        return views.message(notes or ["No picture could be read."], "error"), None
+    html = views.panel(
+        statistics, statistics.measure(aimed), tiles, f"{len(tiles)} pictures", notes, aimed is not None
+    )
+    return html, contact_sheet(tiles, statistics, aimed)
+
+
+def contact_sheet(
+    tiles: Sequence[tuple[Image.Image, Sequence[Any], str]],
+    statistics: FairnessStatistics,
+    target: TargetDistribution | None,
+) -> Image.Image:
+    """Pictures with bars, shares and legend as one image; the shares are those of the pictures on it."""
+    shown = tiles[:SHEET]
+    title = f"{len(tiles)} pictures" + ("" if len(tiles) <= SHEET else f", the first {SHEET} of them")
+    images, faces = [t[0] for t in shown], [t[1] for t in shown]
+    return draw_grid(images, faces, statistics.attributes, target, title=title)
+
+
+def _temporary(name: str, text: str) -> str:
+    path = Path(tempfile.mkdtemp(prefix="fair_adapter_")) / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)

@@ -1,0 +1,273 @@
+"""The accordion in txt2img and img2img, for gradio 3.41, 4.40 and later.
+
+The target is a text; the sliders write it and follow it. An adapter says which attributes there are, so the
+sliders are slots: three attributes of up to four classes; what does not fit is written as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+
+from ..shared.adapter_info import BaseModel
+from ..shared.attributes import Attribute, TargetDistribution
+from ..shared.errors import FairAdapterError
+from ..shared.presets import linked
+from . import infotext, views
+from .request import HIDDEN, NO_ADAPTER, PLACES
+from .service import FairService, LastResult
+
+ATTRIBUTES, CLASSES = 3, 4
+SLOTS = ATTRIBUTES * CLASSES
+CUSTOM = "custom"
+NEAR = 0.06  # a slider closer than this to the target's share stays where it is
+
+Base = Callable[[], BaseModel]
+
+
+def build(
+    service: FairService, accordion: Callable[..., Any], elem_id: Callable[[str], str], base: Base | None
+) -> list[Any]:
+    """The widgets of `request.ARGUMENTS`, in that order.
+
+    accordion: makes the host's accordion with a check mark.  elem_id: the host's ids for widgets.
+    base: the loaded model, for warnings; None if unknown.
+    """
+    first = next(iter(service.library.names()), NO_ADAPTER)
+    with accordion(elem_id=elem_id("enable")) as enabled:
+        with gr.Row():
+            adapter = gr.Dropdown(
+                choices=service.choices(), value=first, label="Adapter", allow_custom_value=True,
+                elem_id=elem_id("adapter"), scale=4,
+            )  # fmt: skip
+            preset = gr.Dropdown(
+                choices=[CUSTOM, *service.presets(first)], value=CUSTOM, label="Preset",
+                elem_id=elem_id("preset"), scale=2,
+            )  # fmt: skip
+            refresh = gr.Button("Refresh", elem_id=elem_id("refresh"), scale=1, min_width=80)
+        sliders, rows = target_sliders(service, first, elem_id)
+        target = gr.Textbox(
+            value=service.default_target(first), label="Target", lines=1, max_lines=3,
+            elem_id=elem_id("target"),
+            info="what the sliders say; joint targets such as gender*race=... are written here",
+        )  # fmt: skip
+        with gr.Row():
+            strength = gr.Slider(
+                0.0, 2.0, value=1.0, step=0.05, label="Strength", elem_id=elem_id("strength")
+            )
+            place = gr.Radio(
+                list(PLACES), value=HIDDEN, label="Soft tokens", elem_id=elem_id("place"),
+                info="in the prompt: for ADetailer and other scripts that copy the prompt",
+            )  # fmt: skip
+        with gr.Row():
+            live = gr.Checkbox(True, label="Live bars while sampling", elem_id=elem_id("live"))
+            overlay = gr.Checkbox(
+                False, label="Add copies with bars to the gallery", elem_id=elem_id("overlay")
+            )
+        advice = gr.HTML(service.advice(first, "", 1.0, None), elem_id=elem_id("advice"))
+    for component in (adapter, preset, target, *sliders):
+        component.do_not_save_to_config = True  # the host would remember labels and values of other adapters
+    connect_target(service, adapter, preset, sliders, rows, target, strength, advice, base)
+    refresh.click(lambda name: refreshed(service, name), [adapter], [adapter, preset], queue=False)
+    return [enabled, adapter, target, strength, place, live, overlay]
+
+
+def paste_fields(controls: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """How a pasted infotext sets the widgets."""
+    enabled, adapter, target, strength, place, *_ = controls
+    return [
+        (enabled, infotext.is_on),
+        (adapter, infotext.ADAPTER),
+        (target, infotext.pasted_target),
+        (strength, infotext.STRENGTH),
+        (place, infotext.pasted_place),
+    ]
+
+
+# ---- sliders
+
+
+def target_sliders(
+    service: FairService, name: str, elem_id: Callable[[str], str]
+) -> tuple[list[Any], list[Any]]:
+    """All slots (SLOTS sliders) and the rows of the attributes."""
+    updates = slots(service.attributes(name), _read(service, name, service.default_target(name)))
+    sliders, rows = [], []
+    for a in range(ATTRIBUTES):
+        group = updates[a * CLASSES : (a + 1) * CLASSES]
+        with gr.Row(visible=any(u["visible"] for u in group), elem_id=elem_id(f"row_{a}")) as row:
+            for c, state in enumerate(group):
+                sliders.append(
+                    gr.Slider(
+                        0,
+                        100,
+                        value=state["value"],
+                        step=0.1,
+                        label=state["label"],
+                        visible=state["visible"],
+                        elem_id=elem_id(f"share_{a}_{c}"),
+                        interactive=True,
+                        min_width=120,
+                    )
+                )
+        rows.append(row)
+    return sliders, rows
+
+
+def slots(attributes: Sequence[Attribute], target: TargetDistribution | None) -> list[dict[str, Any]]:
+    """State of every slot: value in percent, label, visible. A class without a slot hides its attribute."""
+    states: list[dict[str, Any]] = []
+    for a in range(ATTRIBUTES):
+        attribute = attributes[a] if a < len(attributes) and len(attributes[a]) <= CLASSES else None
+        for c in range(CLASSES):
+            if attribute is None or c >= len(attribute):
+                states.append({"value": 0.0, "label": "-", "visible": False})
+                continue
+            share = 1 / len(attribute)
+            if target is not None and attribute.name in target.names:
+                share = _share(target, attribute, c)
+            label = f"{attribute.name}: {attribute.classes[c]} %"
+            states.append({"value": round(100 * share, 1), "label": label, "visible": True})
+    return states
+
+
+def moved(service: FairService, slot: int, name: str, values: Sequence[float]) -> tuple[list[Any], str]:
+    """One slider was moved: values of its attribute's sliders, and the target's text."""
+    attributes = service.attributes(name)[:ATTRIBUTES]
+    a, c = divmod(slot, CLASSES)
+    table: dict[str, list[float]] = {}
+    for index, attribute in enumerate(attributes):
+        if len(attribute) > CLASSES:
+            continue
+        first = index * CLASSES
+        shares = [float(v or 0.0) for v in values[first : first + len(attribute)]]
+        position = c if index == a else 0
+        table[attribute.name] = linked(shares, position, shares[position])
+    own = table.get(attributes[a].name, []) if a < len(attributes) else []
+    text = infotext.readable(TargetDistribution.from_dict(table, attributes)) if table else ""
+    return [*own, *(0.0 for _ in range(CLASSES - len(own)))], text
+
+
+def connect_target(
+    service: FairService,
+    adapter: Any,
+    preset: Any,
+    sliders: Sequence[Any],
+    rows: Sequence[Any],
+    target: Any,
+    strength: Any,
+    advice: Any,
+    base: Base | None,
+) -> None:
+    """Events. `input` and `release` come from people alone, `change` also from a paste; all are quick."""
+    quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+
+    def advise(name: str, text: str, number: float) -> str:
+        return service.advice(name, text or "", number, _known(base))
+
+    for slot, slider in enumerate(sliders):
+        first = slot // CLASSES * CLASSES
+        group = sliders[first : first + CLASSES]
+
+        def on_move(name: str, *values: float, slot: int = slot) -> list[Any]:
+            shares, text = moved(service, slot, name, values)
+            return [*shares, text, CUSTOM]
+
+        slider.release(on_move, [adapter, *sliders], [*group, target, preset], **quick)
+
+    def on_text(name: str, text: str, number: float, *values: float) -> list[Any]:
+        states = slots(service.attributes(name), _read(service, name, text))
+        updates = [
+            gr.update() if abs((value or 0.0) - state["value"]) < NEAR else gr.update(value=state["value"])
+            for value, state in zip(values, states)
+        ]
+        return [*updates, advise(name, text, number)]
+
+    def on_adapter(name: str, text: str, number: float) -> list[Any]:
+        states = slots(service.attributes(name), _read(service, name, text))
+        shown = [gr.update(**state) for state in states]
+        visible = [
+            any(s["visible"] for s in states[a * CLASSES : (a + 1) * CLASSES]) for a in range(ATTRIBUTES)
+        ]
+        menu = gr.update(choices=[CUSTOM, *service.presets(name)], value=CUSTOM)
+        return [*shown, *(gr.update(visible=v) for v in visible), menu, advise(name, text, number)]
+
+    def on_preset(name: str, chosen: str) -> Any:
+        found = service.presets(name).get(chosen)
+        return gr.update() if found is None else infotext.readable(found)
+
+    adapter.input(service.default_target, [adapter], [target], **quick)
+    adapter.change(on_adapter, [adapter, target, strength], [*sliders, *rows, preset, advice], **quick)
+    preset.input(on_preset, [adapter, preset], [target], **quick)
+    target.change(on_text, [adapter, target, strength, *sliders], [*sliders, advice], **quick)
+    strength.release(advise, [adapter, target, strength], [advice], **quick)
+
+
+def refreshed(service: FairService, name: str) -> list[Any]:
+    """Menus after files were added or removed."""
+    known = service.choices()
+    return [
+        gr.update(choices=known, value=name if name in known else NO_ADAPTER),
+        gr.update(choices=[CUSTOM, *service.presets(name)], value=CUSTOM),
+    ]
+
+
+# ---- the panel under the gallery
+
+_places: dict[str, dict[str, Any]] = {}
+
+
+def place_panel(service: FairService, component: Any, elem_id: str | None) -> None:
+    """Called for every component of the host: puts the panel beside the log, fills it after each job."""
+    for origin in ("txt2img", "img2img"):
+        place = _places.setdefault(origin, {})
+        if elem_id == f"html_log_{origin}" and place.get("beside") is not component:
+            place["beside"] = component
+            place["panel"] = gr.HTML("", elem_id=f"fair_panel_{origin}")
+        elif elem_id == f"generation_info_{origin}" and place.get("information") is not component:
+            place["information"] = component
+        else:
+            continue
+        if place.get("panel") is not None and place.get("information") is not None:
+            fill = last_html(service, origin)
+            place["information"].change(fill, [place["information"]], [place["panel"]], queue=False)
+            _places[origin] = {"beside": place.get("beside"), "information": place["information"]}
+
+
+def last_html(service: FairService, origin: str) -> Callable[[Any], str]:
+    def fill(_: Any) -> str:
+        return service.last.get(origin, LastResult()).html
+
+    return fill
+
+
+# ---- small things
+
+
+def _read(service: FairService, name: str, text: str) -> TargetDistribution | None:
+    try:
+        return service.target(name, text or "")
+    except FairAdapterError:
+        return None
+
+
+def _share(target: TargetDistribution, attribute: Attribute, index: int) -> float:
+    """Share of a class; a target that knows the attribute by other classes has none for it."""
+    theirs = target.attribute(attribute.name)
+    label = attribute.classes[index]
+    return float(target.marginal(attribute.name)[theirs.index(label)]) if label in theirs.classes else 0.0
+
+
+def _known(base: Base | None) -> BaseModel | None:
+    """The loaded model, or None while the host has none: warnings then wait for the generation."""
+    if base is None:
+        return None
+    try:
+        return base()
+    except Exception:  # a host without a loaded model raises whatever its loader does
+        return None
+
+
+__all__ = ["build", "paste_fields", "place_panel", "slots", "views"]

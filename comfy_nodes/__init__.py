@@ -1,0 +1,1 @@
+"""The ComfyUI nodes: thin host code over `shared/`. The entry is `extension.comfy_entrypoint`."""

@@ -1,0 +1,231 @@
+"""An adapter put onto ComfyUI's MODEL and CLIP: what fits, soft tokens, LoRA."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.lora
+from torch import Tensor
+
+from ..shared.adapter import AdapterWeights, FairnessAdapter
+from ..shared.adapter_info import BaseModel, weights_hash
+from ..shared.attributes import TargetDistribution
+from ..shared.errors import FairAdapterError
+
+ENCODERS = {"clip_l": "l", "clip_g": "g", "clip_h": "h"}  # ours -> the tokenizer's
+FAMILIES = {"SD15": "sd1", "SD20": "sd2", "SDXL": "sdxl", "SDXLRefiner": "sdxl-refiner", "SD3": "sd3"}
+PROMPTS = ("as trained", "positive prompt", "both prompts")
+_ENDS = {  # architecture -> first and last layer of the network, by which weights are told apart
+    "sd3": ("x_embedder.proj.weight", "final_layer.linear.weight"),
+}
+_log = logging.getLogger("fair_adapter")
+
+
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """model, clip: the patched copies.  negative: the CLIP for the negative prompt.
+    layers: LoRA layers that were matched.  tokens: encoder -> soft tokens.  warnings: one line each.
+    """
+
+    model: Any
+    clip: Any
+    negative: Any
+    layers: int
+    tokens: Mapping[str, int]
+    weights: AdapterWeights
+    warnings: tuple[str, ...]
+
+
+def apply(
+    model: Any,
+    clip: Any,
+    adapter: FairnessAdapter,
+    target: TargetDistribution | None,
+    strength: float,
+    prompts: str = PROMPTS[0],
+) -> Applied:
+    """Copies of model and CLIP with the adapter at a target; the originals stay as they are.
+
+    The LoRA acts in both branches of the guidance, as in training. Soft tokens stand before the positive
+    prompt, and before the negative one if `prompts` (one of PROMPTS) says so.
+    Raises FairAdapterError, with the reason and the remedy, for a model that the adapter was not made for.
+    """
+    if clip is None:
+        raise FairAdapterError("CLIP: expected a text encoder, found none; connect the checkpoint's CLIP")
+    warnings = adapter.check_base(describe(model, clip))
+    weights = adapter.at(target, strength)
+    layers = 0
+    if weights.lora:
+        adapter.check_layers(layer_shapes(model, clip, adapter.layers))
+        model, clip, layers = patched(model, clip, weights.lora, adapter.source)
+    negative = clip
+    if weights.soft:
+        clip = with_tokens(clip, weights.soft, adapter.source)
+        both = prompts == "both prompts" or (prompts == "as trained" and adapter.negative_tokens)
+        negative = clip if both else negative
+    for line in (*warnings, *weights.warnings):
+        _log.warning("Fair Adapter: %s: %s", adapter.info.name, line)
+    tokens = {name: len(value) for name, value in weights.soft.items()}
+    return Applied(model, clip, negative, layers, tokens, weights, (*warnings, *weights.warnings))
+
+
+# ---- what the model is
+
+
+def describe(model: Any, clip: Any) -> BaseModel:
+    """The connected model in the words of adapter files."""
+    config = model.model.model_config
+    kinds = (FAMILIES[c.__name__] for c in type(config).__mro__ if c.__name__ in FAMILIES)
+    architecture = next(kinds, type(config).__name__)
+    widths = {}
+    for name, table in _tables(clip).items():
+        widths[name] = int(table.shape[1])
+    for part, key in (("context", "context_dim"), ("unet", "model_channels")):
+        width = config.unet_config.get(key)
+        if isinstance(width, int):
+            widths[part] = width
+    return BaseModel("the connected model", architecture, widths, _hash(model, architecture))
+
+
+def _tables(clip: Any) -> dict[str, Tensor]:
+    """encoder -> its token embedding (V, d), for the encoders that the CLIP has."""
+    found = {}
+    for name in ENCODERS:
+        encoder = getattr(clip.cond_stage_model, name, None)
+        if encoder is not None:
+            found[name] = encoder.transformer.get_input_embeddings().weight
+    return found
+
+
+def _hash(model: Any, architecture: str) -> str:
+    """`weights_hash` of the network; empty where its ends can't be read (quantised or unknown layers)."""
+    network = model.model.diffusion_model
+    first, last = _ENDS.get(architecture, ("input_blocks.0.0.weight", "out.2.weight"))
+    try:
+        weights = network.get_parameter(first), network.get_parameter(last)
+    except AttributeError:
+        return ""
+    floating = all(weight.is_floating_point() and weight.device.type != "meta" for weight in weights)
+    return weights_hash(*weights) if floating else ""
+
+
+def layer_shapes(model: Any, clip: Any, wanted: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
+    """kohya name -> (out, in) of the wanted layers that the model or its text encoder has.
+
+    Packed weights (fp4, GGUF) do not tell their shape: the wanted one is taken for granted.
+    """
+    keys = key_map(model, clip)
+    tensors = {**clip.cond_stage_model.state_dict(), **model.model.state_dict()}
+    found: dict[str, tuple[int, ...]] = {}
+    for name in wanted:
+        weight = tensors.get(keys.get(name, ""))
+        if weight is not None:
+            packed = not weight.is_floating_point()
+            found[name] = wanted[name] if packed else tuple(weight.shape[:2])
+    return found
+
+
+def key_map(model: Any, clip: Any) -> dict[str, str]:
+    """kohya name -> key of the weight, of network and text encoders."""
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
+    return {name: key for name, key in keys.items() if isinstance(key, str)}
+
+
+def patched(model: Any, clip: Any, lora: Mapping[str, Tensor], source: str) -> tuple[Any, Any, int]:
+    """Copies of model and CLIP with the LoRA, and how many of its layers they took.
+
+    Raises FairAdapterError if they took none: a LoRA that does nothing looks like one that works.
+    """
+    loaded = comfy.lora.load_lora(dict(lora), key_map(model, clip))
+    model, clip = model.clone(), clip.clone()
+    taken = {*model.add_patches(loaded, 1.0), *clip.add_patches(loaded, 1.0)}
+    if not taken:
+        raise FairAdapterError(
+            f"{source}: 0 of {sum(k.endswith('.alpha') for k in lora)} LoRA layers matched this model; load "
+            "the base model that the adapter was trained on"
+        )
+    return model, clip, len(taken)
+
+
+# ---- soft tokens
+
+
+def with_tokens(clip: Any, soft: Mapping[str, Tensor], source: str) -> Any:
+    """A copy of the CLIP that puts soft tokens before every prompt, whichever node encodes it."""
+    tables = _tables(clip)
+    for name, rows in soft.items():
+        width = tables[name].shape[1] if name in tables else 0
+        if width != rows.shape[1]:
+            found = f"one of width {width}" if width else f"only {', '.join(tables) or 'other encoders'}"
+            raise FairAdapterError(
+                f"{source}: soft tokens for {name} of width {rows.shape[1]}, found {found} in this CLIP; "
+                "load the base model that the adapter was trained on"
+            )
+    copy = clip.clone()
+    copy.tokenizer = SoftTokenizer(
+        clip.tokenizer, {ENCODERS[name]: rows.detach().cpu() for name, rows in soft.items()}
+    )
+    return copy
+
+
+class SoftTokenizer:
+    """A tokenizer whose every text begins with soft tokens; all else is the wrapped tokenizer's.
+
+    tokens: tokenizer key ("l", "g", "h") -> (n, d). A tensor in place of a token id is how ComfyUI itself
+    carries textual inversions, so that the text encoder and every node that encodes text need no change.
+    """
+
+    def __init__(self, inner: Any, tokens: Mapping[str, Tensor]) -> None:
+        self._inner, self._tokens = inner, dict(tokens)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("_inner", "_tokens"):  # while a copy is being made, before __init__
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options: Any) -> Any:
+        """The chunks {"l": [[(token, weight, word), ...], ...]} that `embedding:NAME text` would give."""
+        result = {}
+        for name, chunks in self._inner.tokenize_with_weights(text, True, **options).items():
+            if name in self._tokens:
+                chunks = prepend(chunks, self._tokens[name], getattr(self._inner, f"clip_{name}"))
+            result[name] = chunks if return_word_ids else [[e[:2] for e in chunk] for chunk in chunks]
+        return result
+
+
+Entry = tuple[Any, float, int]  # token id or embedding row, weight, word; word 0 is start, end or padding
+
+
+def prepend(chunks: Sequence[Sequence[Entry]], soft: Tensor, tokenizer: Any) -> list[list[Entry]]:
+    """Chunks of one text with soft tokens (n, d) after the first start token; words move up, none is lost.
+
+    A group of less than 8 tokens is not divided between chunks, as in ComfyUI's own tokenizer: what comes out
+    is what it makes of a textual inversion at the beginning of the text.
+    """
+    groups: list[list[Entry]] = [[(row, 1.0, 1) for row in soft]]
+    for token, weight, word in (entry for chunk in chunks for entry in chunk):
+        if word:
+            if groups[-1][0][2] != word + 1:
+                groups.append([])
+            groups[-1].append((token, weight, word + 1))
+    room = tokenizer.max_length - 1  # the end token's place
+    result: list[list[Entry]] = [[_plain(tokenizer.start_token)]]
+    for group in groups:
+        while len(result[-1]) + len(group) > room:
+            fits = room - len(result[-1]) if len(group) >= tokenizer.max_word_length else 0
+            result[-1] += group[:fits]
+            group = group[fits:]
+            result.append([_plain(tokenizer.start_token)])
+        result[-1] += group
+    for chunk in result:
+        chunk.append(_plain(tokenizer.end_token))
+        chunk += [_plain(tokenizer.pad_token)] * (tokenizer.max_length - len(chunk))
+    return result
+
+
+def _plain(token: int) -> Entry:
+    return token, 1.0, 0

@@ -1,0 +1,84 @@
+"""What the nodes need of ComfyUI: folders, devices, pictures, messages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import comfy.model_management as management
+import folder_paths
+import torch
+from PIL import Image
+from server import PromptServer
+from torch import Tensor
+
+from ..shared.errors import FairAdapterError
+from ..shared.library import SHIPPED, SUFFIX, AdapterLibrary
+
+FOLDER = "fair_adapters"
+
+
+def register_folder() -> None:
+    """Make `models/fair_adapters` a model folder that extra_model_paths.yaml can add to."""
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {SUFFIX})
+
+
+def library() -> AdapterLibrary:
+    """The user's adapters and the shipped ones."""
+    return _library(tuple(folder_paths.get_folder_paths(FOLDER)))
+
+
+@lru_cache(maxsize=4)
+def _library(folders: tuple[str, ...]) -> AdapterLibrary:
+    return AdapterLibrary((*folders, SHIPPED))
+
+
+def reading_device() -> torch.device:
+    """Where faces are read: beside the model, unless its memory is short or it is no CUDA device."""
+    device = management.get_torch_device()
+    short = management.vram_state in (management.VRAMState.LOW_VRAM, management.VRAMState.NO_VRAM)
+    return device if device.type == "cuda" and not short else torch.device("cpu")
+
+
+@lru_cache(maxsize=4)
+def reader(classifier: str) -> Any:
+    """The `FaceReader` of a classifier; kept, because its weights take a while to load."""
+    from ..shared.reader import FaceReader
+
+    return FaceReader(classifier, reading_device())
+
+
+def to_core(images: Tensor) -> Tensor:
+    """ComfyUI's IMAGE (N, H, W, C) -> (N, 3, H, W) in [0, 1]; grey is repeated, transparency is dropped.
+
+    Raises FairAdapterError for anything else.
+    """
+    if images.dim() != 4 or images.shape[-1] not in (1, 3, 4) or not images.shape[1] or not images.shape[2]:
+        raise FairAdapterError(
+            f"images: expected a batch (N, H, W, 3), found {tuple(images.shape)}; connect an IMAGE output"
+        )
+    colours = images[..., :3] if images.shape[-1] >= 3 else images.expand(*images.shape[:3], 3)
+    return colours.movedim(-1, 1).float().nan_to_num(0.0).clamp(0.0, 1.0)
+
+
+def to_comfy(images: Sequence[Image.Image]) -> Tensor:
+    """PIL pictures of one size -> ComfyUI's IMAGE (N, H, W, 3)."""
+    from ..shared.images import to_tensor
+
+    return torch.stack([to_tensor(image) for image in images]).movedim(1, -1).contiguous()
+
+
+def send(event: str, data: dict[str, Any]) -> None:
+    """A message to the browser or program that queued the prompt."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_sync(event, data, server.client_id)
+
+
+def stop_if_cancelled() -> None:
+    """Raises ComfyUI's own exception after the user pressed cancel. On the executing thread only."""
+    management.throw_exception_if_processing_interrupted()

@@ -1,0 +1,228 @@
+"""Live attribute bars while any sampler runs: a wrapper around the sampling of a model's copy.
+
+The wrapper hands each prediction of the clean latent to `shared.live.LiveBars` and passes everything else on.
+The worker never touches ComfyUI's model management or progress hooks: those may move weights in the midst of
+sampling, and would swallow the user's cancel.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import io
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.patcher_extension
+import folder_paths
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from ..shared.attributes import TargetDistribution
+from ..shared.errors import FairAdapterError
+from ..shared.live import RELIABLE_FROM, LiveBars, LiveFrame
+from . import host
+
+EVENT = "fair_adapter.live"
+KEY = "fair_adapter_live"
+DECODERS = ("auto", "taesd", "vae", "latent colours")
+CHEAP = 20_000_000  # weights of a VAE that may run beside the sampler; Stable Diffusion's has 84 million
+PIXELS = 1 << 20  # decoded at a time
+TILE = 192  # px of a picture in the browser
+CALLBACK = 5  # place of the callback among the arguments of ComfyUI's outer_sample
+_log = logging.getLogger("fair_adapter")
+Decoder = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a node was set to.  node: its id.  vae: ComfyUI's VAE or None.  decoder: one of DECODERS."""
+
+    node: str
+    every: int
+    decoder: str
+    vae: Any = None
+    target: TargetDistribution | None = None
+
+
+def watched(model: Any, watch: Watch) -> Any:
+    """A copy of the model whose sampling is watched, by KSampler, SamplerCustom and all that go their way."""
+
+    def wrapper(executor: Any, *arguments: Any, **options: Any) -> Any:
+        bars = begin(executor.class_obj.model_patcher, watch)
+        if bars is None:
+            return executor(*arguments, **options)
+        try:
+            result = executor(*with_offers(bars, arguments, options)[0], **options)
+        except BaseException:
+            bars.close(0.0)  # cancelled or failed: the bars must not delay what ComfyUI does about it
+            raise
+        bars.close(1.0)
+        tell_error(watch, bars.error)
+        return result
+
+    model = model.clone()
+    kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+    model.add_wrapper_with_key(kind, KEY, wrapper)
+    return model
+
+
+def begin(patcher: Any, watch: Watch) -> LiveBars | None:
+    """Bars for one run of a sampler; None, and a message on the node, if they can't be made."""
+    try:
+        decode, sharp = make_decoder(watch, patcher.model.latent_format, patcher.load_device)
+    except Exception as error:  # a preview must never end a generation
+        tell_error(watch, str(error))
+        return None
+    return LiveBars(
+        host.reader("default"),
+        decode,
+        lambda frame: host.send(EVENT, {"node": watch.node, "sharp": sharp, **frame_dict(frame)}),
+        every=watch.every,
+        reliable_from=RELIABLE_FROM if sharp else math.inf,
+        target=watch.target,
+    )
+
+
+def with_offers(
+    bars: LiveBars, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a sampler with its callback extended; later releases may pass more of them."""
+    places = list(arguments)
+    inner = options.get("callback") if len(places) <= CALLBACK else places[CALLBACK]
+
+    def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:
+        if inner is not None:
+            inner(step, x0, x, total)  # the host's own: progress, preview, cancel
+        bars.offer(step + 1, total, x0)
+
+    if len(places) <= CALLBACK:
+        options["callback"] = callback
+    else:
+        places[CALLBACK] = callback
+    return tuple(places), options
+
+
+def tell_error(watch: Watch, error: str | None) -> None:
+    """Show on the node why there are no bars."""
+    if error:
+        _log.warning("Fair Adapter: %s", error)
+        host.send(EVENT, {"node": watch.node, "error": error})
+
+
+def frame_dict(frame: LiveFrame) -> dict[str, Any]:
+    """A frame for the browser: its readings, and all pictures side by side as one small JPEG."""
+    columns = math.ceil(math.sqrt(len(frame.pictures)))
+    width, height = frame.pictures[0].size
+    scale = min(1.0, TILE / max(width, height))
+    tile = (max(1, round(width * scale)), max(1, round(height * scale)))
+    sheet = Image.new("RGB", (columns * tile[0], math.ceil(len(frame.pictures) / columns) * tile[1]))
+    for index, picture in enumerate(frame.pictures):
+        place = (index % columns * tile[0], index // columns * tile[1])
+        sheet.paste(picture.resize(tile, Image.Resampling.BILINEAR), place)
+    data = io.BytesIO()
+    sheet.save(data, "JPEG", quality=80)
+    url = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
+    return {**frame.to_dict(), "columns": columns, "sheet": url}
+
+
+# ---- decoders
+
+
+def make_decoder(watch: Watch, latent_format: Any, device: torch.device) -> tuple[Decoder, bool]:
+    """Latents of the sampler -> pictures (N, 3, H, W) in [0, 1], and whether they are sharp enough to read.
+
+    "auto" takes the cheapest that is: a connected VAE that is small, else TAESD, else the latent's colours.
+    Raises FairAdapterError for a decoder that was asked for and can't be had.
+    """
+    if watch.decoder == "vae" or (watch.decoder == "auto" and watch.vae is not None and _cheap(watch.vae)):
+        return _in_parts(_vae_decoder(watch.vae, latent_format, device)), True
+    path = taesd_file(latent_format)
+    if watch.decoder == "taesd" or (watch.decoder == "auto" and path is not None):
+        return _in_parts(_taesd_decoder(path, latent_format, device)), True
+    return _in_parts(_colour_decoder(latent_format)), False
+
+
+def _cheap(vae: Any) -> bool:
+    return sum(p.numel() for p in vae.first_stage_model.parameters()) <= CHEAP
+
+
+def _vae_decoder(vae: Any, latent_format: Any, device: torch.device) -> Decoder:
+    if vae is None:
+        raise FairAdapterError(
+            "live bars: the decoder 'vae' needs a VAE and none is connected; connect the checkpoint's VAE or "
+            "choose 'auto'"
+        )
+    network = vae.first_stage_model
+    if device.type != "cpu":  # the host moves its own between devices while we would be using it
+        network = copy.deepcopy(network).to(device)
+
+    def decode(latents: Tensor) -> Tensor:
+        samples = latent_format.process_out(latents.float()).to(device, vae.vae_dtype)
+        return vae.process_output(network.decode(samples).float())
+
+    return decode
+
+
+def taesd_file(latent_format: Any) -> str | None:
+    """TAESD's decoder for this kind of latent in models/vae_approx, if there is one for pictures."""
+    name = getattr(latent_format, "taesd_decoder_name", None)
+    if not name or latent_format.latent_channels > 16 or getattr(latent_format, "latent_dimensions", 2) != 2:
+        return None
+    files = (f for f in folder_paths.get_filename_list("vae_approx") if f.startswith(name))
+    found = next(files, None)
+    return folder_paths.get_full_path("vae_approx", found) if found else None
+
+
+def _taesd_decoder(path: str | None, latent_format: Any, device: torch.device) -> Decoder:
+    from comfy.taesd.taesd import TAESD
+
+    if path is None:
+        name = getattr(latent_format, "taesd_decoder_name", None)
+        folder = folder_paths.get_folder_paths("vae_approx")[0]
+        raise FairAdapterError(
+            f"live bars: the decoder 'taesd' needs {name or 'a TAESD'}.safetensors in {folder}, found none; "
+            "put it there or choose 'auto'"
+        )
+    network = TAESD(None, path, latent_channels=latent_format.latent_channels).to(device)
+    return lambda latents: (network.decode(latents.to(device, torch.float32)) / 2 + 0.5).clamp(0, 1)
+
+
+def _colour_decoder(latent_format: Any) -> Decoder:
+    """The linear map of a latent to colours that ComfyUI's own preview draws, enlarged four times."""
+    factors = getattr(latent_format, "latent_rgb_factors", None)
+    if factors is None:
+        raise FairAdapterError(
+            f"live bars: no decoder for {type(latent_format).__name__} latents; connect a small VAE or put "
+            "its TAESD into models/vae_approx"
+        )
+    matrix = torch.tensor(factors).T  # (3, C)
+    bias = getattr(latent_format, "latent_rgb_factors_bias", None)
+    offset = None if bias is None else torch.tensor(bias)
+
+    def decode(latents: Tensor) -> Tensor:
+        colours = functional.linear(latents.float().cpu().movedim(1, -1), matrix, offset).movedim(-1, 1)
+        return functional.interpolate((colours / 2 + 0.5).clamp(0, 1), scale_factor=4, mode="bilinear")
+
+    return decode
+
+
+def _in_parts(decode: Decoder) -> Decoder:
+    """A few pictures at a time: a batch decoded at once would need as much memory as the sampler has left."""
+
+    def decode_all(latents: Tensor) -> Tensor:
+        if latents.dim() != 4:
+            raise FairAdapterError(
+                f"live bars: expected latents of pictures (N, C, h, w), found {tuple(latents.shape)}; video "
+                "and audio models have no bars"
+            )
+        size = max(1, PIXELS // (64 * latents.shape[2] * latents.shape[3]))
+        parts = [decode(latents[i : i + size]).float().cpu() for i in range(0, len(latents), size)]
+        return torch.cat(parts)
+
+    return decode_all

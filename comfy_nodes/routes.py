@@ -1,0 +1,117 @@
+"""What our panels ask the server for, under /fair_adapter. All of it only reads, but for a reset."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import io
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from server import PromptServer
+
+from ..shared.errors import FairAdapterError
+from . import host, targets, texts
+from .collection import COLLECTIONS, statistics_dict
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+PREFIX = "/fair_adapter"
+
+
+def register() -> None:
+    """Add the routes to the running server; nothing where there is none, as in tests of single nodes."""
+    server = getattr(PromptServer, "instance", None)
+    if server is None:
+        return
+    table = server.routes
+    table.get(f"{PREFIX}/adapters")(_guarded(adapters))
+    table.get(f"{PREFIX}/adapter")(_guarded(adapter))
+    table.get(f"{PREFIX}/target")(_guarded(target))
+    table.get(f"{PREFIX}/statistics")(_guarded(statistics))
+    table.get(f"{PREFIX}/statistics.csv")(_guarded(statistics_csv))
+    table.get(f"{PREFIX}/statistics.png")(_guarded(statistics_png))
+    table.post(f"{PREFIX}/statistics/reset")(_guarded(reset))
+
+
+def _guarded(handler: Handler) -> Handler:
+    """Errors that a user can put right become status 400 with one line, never a traceback."""
+
+    @functools.wraps(handler)
+    async def guarded(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except FairAdapterError as error:
+            return web.json_response({"error": str(error)}, status=400)
+
+    return guarded
+
+
+async def _off_loop(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Files are read beside the event loop, which has previews to send."""
+    return await asyncio.get_running_loop().run_in_executor(None, call, *arguments)
+
+
+async def adapters(request: web.Request) -> web.Response:
+    """Names of all adapters."""
+    return web.json_response(await _off_loop(host.library().names))
+
+
+async def adapter(request: web.Request) -> web.Response:
+    """What a file says about itself: ?name=."""
+    summary = await _off_loop(host.library().summary, request.query.get("name", ""))
+    return web.json_response(texts.summary_dict(summary))
+
+
+async def target(request: web.Request) -> web.Response:
+    """What a target text means: ?text=&preset=&adapter= (the last two may be left out)."""
+    query = request.query
+    name = query.get("adapter", "")
+    loaded = await _off_loop(host.library().load, name) if name else None
+    return web.json_response(
+        targets.target_dict(query.get("text", ""), query.get("preset", targets.OWN), loaded)
+    )
+
+
+async def statistics(request: web.Request) -> web.Response:
+    """A collection's shares: ?name=."""
+    name = request.query.get("name", "")
+    return web.json_response(statistics_dict(name, *COLLECTIONS.get(name)))
+
+
+async def statistics_csv(request: web.Request) -> web.Response:
+    """A collection as a CSV file: ?name=."""
+    name = request.query.get("name", "")
+    found, aim = COLLECTIONS.get(name)
+    headers = {"Content-Disposition": f'attachment; filename="{_file_name(name)}.csv"'}
+    return web.Response(text=found.to_csv(aim), content_type="text/csv", headers=headers)
+
+
+async def statistics_png(request: web.Request) -> web.Response:
+    """A collection as a picture: ?name=."""
+    name = request.query.get("name", "")
+    found, aim = COLLECTIONS.get(name)
+    data = io.BytesIO()
+    (await _off_loop(functools.partial(found.draw, aim, 720))).save(data, "PNG")
+    headers = {"Content-Disposition": f'attachment; filename="{_file_name(name)}.png"'}
+    return web.Response(body=data.getvalue(), content_type="image/png", headers=headers)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_\-]+", "_", name)[:80] or "statistics"
+
+
+async def reset(request: web.Request) -> web.Response:
+    """Forget a collection: JSON {"name": ...}."""
+    try:
+        table = await request.json()
+        name = table["name"]
+        if not isinstance(name, str):
+            raise TypeError("a name that is no text")
+    except (ValueError, KeyError, TypeError) as error:
+        raise FairAdapterError(
+            f'reset: expected JSON {{"name": "..."}}, found {error!r}; send the collection\'s name'
+        ) from error
+    COLLECTIONS.reset(name)
+    return web.json_response({"name": name})

@@ -1,0 +1,119 @@
+"""What the nodes say in words: an adapter's description, tables of readings and shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..shared.adapter import FairnessAdapter
+from ..shared.bars import FaceBars
+from ..shared.library import AdapterSummary
+
+_NAMES = {"gender_x_race": "gender x race"}
+_FIGURES = ("gender", "race", "gender_x_race", "age")
+
+
+def describe(summary: AdapterSummary) -> str:
+    """An adapter in a few lines: what it is for, what it was measured as."""
+    if summary.error:
+        return summary.error
+    lines = [summary.title or summary.name]
+    lines += [f"{name}: {value}" for name, value in facts(summary)]
+    return "\n".join([*lines, *evaluation_lines(summary.evaluation)])
+
+
+def facts(summary: AdapterSummary) -> list[tuple[str, str]]:
+    """Name and value of what a person chooses an adapter by."""
+    rows = [
+        ("base model", f"{summary.base} ({summary.architecture})"),
+        ("attributes", ", ".join(a.name for a in summary.attributes)),
+        ("follows targets" if summary.conditioned else "trained for", trained_for(summary)),
+        ("holds", summary.kind),
+        ("licence", summary.licence),
+        ("author", summary.author),
+        ("made", summary.created),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def trained_for(summary: AdapterSummary) -> str:
+    """The trained target, or the trained range of one that follows targets."""
+    if not summary.conditioned:
+        return summary.target
+    ranges = [
+        f"{names} {cell} {100 * low:.3g} to {100 * high:.3g}%"
+        for names, limits in summary.trained_range.items()
+        for cell, (low, high) in limits.items()
+    ]
+    return f"{', '.join(ranges) or 'any'}; default {summary.target}"
+
+
+def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
+    """ "gender bias .67 -> .16 (floor .08, 96 faces a prompt)" for each attribute that was measured."""
+    before, after = evaluation.get("original"), evaluation.get("adapter")
+    lines = []
+    for name in _FIGURES:
+        new = _figure(after, name)
+        if new is None:
+            continue
+        old = _figure(before, name)
+        change = f"{new['bias']:.2f}" if old is None else f"{old['bias']:.2f} -> {new['bias']:.2f}"
+        floor = f" (a fair model scores {new['floor']:.2f})" if _number(new.get("floor")) else ""
+        lines.append(f"{_NAMES.get(name, name)} bias {change}{floor}")
+    return lines
+
+
+def _figure(table: object, name: str) -> Mapping[str, Any] | None:
+    """The figures of an attribute, if the file holds any: its evaluation may be of any form."""
+    figures = table.get(name) if isinstance(table, Mapping) else None
+    return figures if isinstance(figures, Mapping) and _number(figures.get("bias")) else None
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def summary_dict(summary: AdapterSummary) -> dict[str, Any]:
+    """For our panel in the browser."""
+    return {
+        "name": summary.name,
+        "title": summary.title or summary.name,
+        "description": summary.description,
+        "error": summary.error,
+        "facts": [list(row) for row in facts(summary)] if not summary.error else [],
+        "evaluation": evaluation_lines(summary.evaluation),
+    }
+
+
+def applied(adapter: FairnessAdapter, layers: int, tokens: Mapping[str, int], target: str) -> str:
+    """What was put onto a model."""
+    parts = [f"{count} soft tokens in {name}" for name, count in tokens.items()]
+    parts += [f"{layers} of {layers} LoRA layers matched"] if layers else []
+    return f"{adapter.info.name} at {target}: {', '.join(parts) or 'nothing (strength 0 is the base model)'}"
+
+
+def readings_table(readings: Sequence[Sequence[FaceBars]], attributes: Sequence[str]) -> str:
+    """A Markdown table with a line for each face; a picture without one says so."""
+    rows = [["picture", "face", *attributes], ["---"] * (2 + len(attributes))]
+    for picture, faces in enumerate(readings):
+        if not faces:
+            rows.append([str(picture + 1), "no face", *("" for _ in attributes)])
+        for index, face in enumerate(faces):
+            cells = {
+                bar.attribute: f"{bar.label} {100 * bar.confidence:.0f}%{'' if bar.certain else ' ?'}"
+                for bar in face.bars
+            }
+            rows.append([str(picture + 1), str(index + 1), *(cells.get(name, "") for name in attributes)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def shares_table(rows: Sequence[Any], note: str) -> str:
+    """A Markdown table of `statistics.ShareRow`, and what so many faces can tell."""
+    lines = ["| attribute | class | faces | share | 95% interval | target |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        aim = "" if row.target is None else f"{100 * row.target:.4g}%"
+        share = f"{100 * row.share:.0f}% | {100 * row.low:.0f} to {100 * row.high:.0f}%" if row.n else " | "
+        lines.append(f"| {row.attribute} | {row.label} | {row.count} of {row.n} | {share} | {aim} |")
+    floors = {row.attribute: row.floor for row in rows if row.floor is not None}
+    floor = ", ".join(f"{name} {value:.2f}" for name, value in floors.items())
+    return "\n".join([*lines, "", note, *([f"Bias of a perfectly fair model: {floor}."] if floor else [])])

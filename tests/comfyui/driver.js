@@ -1,0 +1,65 @@
+// What a test does in the page; injected by browser.py as `window.fair`.
+
+window.fair = {
+  node: (kind) => window.app.graph._nodes.find((node) => node.type === kind),
+
+  widget: (kind, name) => window.fair.node(kind).widgets.find((widget) => widget.name === name),
+
+  value: ([kind, name]) => window.fair.widget(kind, name).value,
+
+  set([kind, name, value]) {
+    const widget = window.fair.widget(kind, name);
+    widget.value = value;
+    widget.callback?.(value);
+  },
+
+  queue() {
+    window.fair.ended = null;
+    for (const kind of ["execution_success", "execution_error", "execution_interrupted"]) {
+      window.app.api.addEventListener(kind, (event) => {
+        window.fair.ended = [kind, event.detail?.exception_message ?? ""];
+      });
+    }
+    window.app.queuePrompt(0, 1);
+  },
+
+  show([scale, x, y]) {
+    const canvas = window.app.canvas;
+    canvas.ds.scale = scale;
+    canvas.ds.offset = [x, y];
+    canvas.setDirty(true, true);
+  },
+
+  /** Node types that the front end does not know. */
+  unknown: () =>
+    window.app.graph._nodes
+      .filter((node) => !node.constructor?.nodeData && !node.type.includes("Note"))
+      .map((node) => node.type),
+
+  slider: (cell) => document.querySelector(`.fair-slider[data-cell="${cell}"]`),
+
+  /** What a hand on a slider does: press, move, let go. */
+  drag([cell, value]) {
+    const slider = window.fair.slider(cell);
+    const say = (event) => slider.dispatchEvent(event);
+    say(new PointerEvent("pointerdown", { bubbles: true }));
+    for (const place of [(Number(slider.value) + value) / 2, value]) {
+      slider.value = place;
+      say(new Event("input", { bubbles: true }));
+    }
+    say(new Event("change", { bubbles: true }));
+  },
+
+  press: (label) => [...document.querySelectorAll(".fair-button")].find((b) => b.textContent === label).click(),
+
+  count: (selector) => document.querySelectorAll(selector).length,
+
+  text: (selector) => document.querySelector(selector)?.textContent ?? "",
+
+  height: (selector) => document.querySelector(selector)?.getBoundingClientRect().height ?? 0,
+
+  async linked(rows) {
+    const { linked } = await import("/extensions/fair-adapter/linked.js");
+    return rows.map((row) => linked(...row));
+  },
+};

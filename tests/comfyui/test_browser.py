@@ -1,0 +1,127 @@
+"""Our panels in the real front end: oldest and newest, in the canvas and in Nodes 2.0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fair_adapter.shared.presets import linked
+from fair_adapter.tests.comfyui import browser
+from fair_adapter.tests.comfyui.conftest import Start
+from fair_adapter.tests.comfyui.lab import FOLDER, FRONT_ENDS
+
+FLOWS = sorted((Path(__file__).resolve().parents[2] / "example_workflows").glob("*.json"))
+SCREENSHOTS = FOLDER.parent / "screenshots"
+SLIDERS = (
+    ([50, 50], 0, 75),
+    ([40, 40, 20], 2, 50),
+    ([0, 100, 0], 1, 40),
+    ([1, 1, 1], 0, 33.3),
+    ([20, 80], 0, -3),
+    ([33.3, 33.3, 33.4], 1, 12.3),
+    ([7], 0, 12),
+    ([10, 20, 30, 40], 3, 0.1),
+)
+ADAPTER = ["FairAdapter_LoadAdapter", "adapter"]
+TEXT = ["FairAdapter_TargetDistribution", "text"]
+PRESET = ["FairAdapter_TargetDistribution", "preset"]
+Page = browser.Page
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(version, vue) for version in FRONT_ENDS for vue in (False, True)],
+    ids=[f"{version}-{kind}" for version in FRONT_ENDS for kind in ("canvas", "nodes2")],
+)
+def page(request: pytest.FixtureRequest, start: Start, chromium: str) -> Iterator[Page]:
+    version, vue = request.param
+    name = f"{version}_{'nodes2' if vue else 'canvas'}"
+    with browser.opened(chromium, start(version).url, vue, name) as opened:
+        yield opened
+
+
+def live() -> dict:
+    return browser.workflow(next(path for path in FLOWS if "live" in path.stem))
+
+
+def test_front_end(page: Page) -> None:
+    version, _, kind = page.name.partition("_")
+    assert page.page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__") == version
+    setting = "() => window.app.extensionManager.setting.get('Comfy.VueNodes.Enabled')"
+    assert page.page.evaluate(setting) == (kind == "nodes2")
+
+
+def test_sliders_count_as_python_does(page: Page) -> None:
+    assert page.do("linked", [list(row) for row in SLIDERS]) == [linked(*row) for row in SLIDERS]
+
+
+@pytest.mark.parametrize("path", FLOWS, ids=[path.stem for path in FLOWS])
+def test_templates_load(page: Page, path: Path) -> None:
+    workflow = browser.workflow(path)
+    page.load(workflow)
+    assert page.do("unknown") == []
+    ours = [n for n in workflow["nodes"] if n["type"].startswith("FairAdapter_") and "Load" not in n["type"]]
+    assert page.do("count", ".fair-panel") >= len(ours) > 0
+
+
+def test_sliders_stay_linked(page: Page) -> None:
+    page.load(live())
+    page.do("set", [*ADAPTER, "words.safetensors"])
+    page.wait_for(".fair-slider[data-cell=female]")
+    drag(page, "female", 80)
+    assert page.do("value", TEXT).startswith("gender=female:80,male:20;race=")
+    assert shown(page, "male") == 20
+    drag(page, "black", 50)
+    assert [shown(page, cell) for cell in ("wmelh", "black", "asian")] == [25, 50, 25]
+    page.do("press", "joint")
+    page.wait_for("[data-cell='female*black']")
+    assert "gender*race=" in page.do("value", TEXT) and "female*black:40" in page.do("value", TEXT)
+    page.do("press", "apart")
+    page.wait_for(".fair-slider[data-cell=female]")
+    assert shown(page, "female") == 80
+
+
+def test_wrong_texts_presets_and_warnings_are_shown(page: Page) -> None:
+    page.load(live())
+    page.do("set", [*ADAPTER, "words.safetensors"])
+    page.do("set", [*TEXT, "gender=60/60"])
+    page.wait_for(".fair-error")
+    assert "sum to 120" in page.do("text", ".fair-error")
+    page.do("set", [*PRESET, "as the base model does"])
+    page.page.wait_for_function("() => window.fair.slider('female')?.value === '30'")
+    drag(page, "female", 95)
+    assert page.do("value", PRESET) == "sliders or text"
+    page.wait_for(".fair-warning")
+    assert "outside 10 to 90%" in page.do("text", ".fair-warning")
+
+
+def test_a_run_shows_bars(page: Page) -> None:
+    page.load(live())
+    page.do("set", [*ADAPTER, "words.safetensors"])
+    page.do("set", ["EmptyLatentImage", "batch_size", 4])
+    page.do("set", ["KSampler", "steps", 12])
+    page.do("set", ["KSampler", "seed", sum(map(ord, page.name))])
+    page.run()
+    for name in ("fair_liveBars", "fair_faces"):
+        panel = f".fair-panel[data-fair={name}]"
+        assert page.do("count", f"{panel} .fair-picture") == 4, name
+        assert page.do("count", f"{panel} .fair-row") == 7, name
+        assert page.do("height", f"{panel} .fair-picture") > 10, name
+    assert page.do("count", ".fair-panel[data-fair=fair_faces] .fair-bar") >= 6
+    assert "2 soft tokens in clip_l" in page.do("text", ".fair-panel[data-fair=fair_applied]")
+    page.picture(SCREENSHOTS / f"{page.name}.png")
+
+
+def test_our_files_complained_of_nothing(page: Page) -> None:
+    assert page.messages == []
+
+
+def drag(page: Page, cell: str, value: float) -> None:
+    page.do("drag", [cell, value])
+    page.page.wait_for_timeout(900)
+
+
+def shown(page: Page, cell: str) -> float:
+    return float(page.page.evaluate("(cell) => window.fair.slider(cell).value", cell))

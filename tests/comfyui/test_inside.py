@@ -1,0 +1,64 @@
+"""In ComfyUI's own Python: import, the portrait model, LoRA names, soft tokens, for all architectures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fair_adapter.tests.comfyui.lab import Lab
+
+
+@pytest.fixture(scope="module")
+def found(lab: Lab, base: Path) -> dict[str, Any]:
+    script = Path(__file__).with_name("inside.py")
+    pack = base / "custom_nodes" / "fair-adapter"
+    command = [str(part) for part in (lab.python, script, lab.comfyui, pack, base)]
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    lines = [line for line in result.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, result.stderr[-3000:]
+    return json.loads(lines[-1].removeprefix("RESULT "))
+
+
+def test_import_is_quick_and_light(found: dict[str, Any]) -> None:
+    assert found["import"]["heavy"] == []
+    assert found["import"]["seconds"] < 0.3  # of the processor, so that a busy machine changes nothing
+    assert found["import"]["web"]
+
+
+def test_portrait_model_is_the_one_that_was_trained(found: dict[str, Any]) -> None:
+    assert found["portrait"]["text"] < 1e-5 and found["portrait"]["unet"] < 1e-5
+    assert found["portrait"]["vae"] < 1e-4 and found["portrait"]["scale"] < 1e-5
+
+
+def test_every_exported_layer_is_matched(found: dict[str, Any]) -> None:
+    keys = found["keys"]
+    assert keys["layers"] > 100 and keys["unmatched"] == [] and keys["taken"] == keys["layers"]
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "widths"),
+    [
+        ("sd1", 200, {"clip_l": 768, "context": 768, "unet": 320}),
+        ("sd2", 266, {"clip_h": 1024, "context": 1024, "unet": 320}),
+        ("sdxl", 824, {"clip_l": 768, "clip_g": 1280, "context": 2048, "unet": 320}),
+    ],
+)
+def test_large_models_are_recognised(
+    found: dict[str, Any], name: str, layers: int, widths: dict[str, int]
+) -> None:
+    assert found[name] == {"architecture": name, "widths": widths, "layers": layers, "wrong": []}
+
+
+@pytest.mark.parametrize("name", ["portrait", "sd1", "sd2", "sdxl"])
+def test_soft_tokens_stand_where_an_embedding_would(found: dict[str, Any], name: str) -> None:
+    assert found["tokens"][name] == {"texts": 11, "wrong": [], "passed_on": True}
+
+
+def test_a_missing_package_is_named_with_the_command(found: dict[str, Any]) -> None:
+    assert "pip install --no-deps facenet-pytorch" in found["missing_package"]

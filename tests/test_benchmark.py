@@ -1,0 +1,168 @@
+"""The benchmark: its meters against known work, its methods against each other, its output."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from fair_adapter.tests.tiny_families import tiny
+from fair_adapter.trainer import benchmark
+from fair_adapter.trainer.benchmark_methods.memory import LiveBytes, cost, peak_tflops, seconds
+from fair_adapter.trainer.benchmark_methods.methods import EXACT, Workbench
+from fair_adapter.trainer.benchmark_methods.results import Line, Measurement, plot, worst
+
+CPU = torch.device("cpu")
+
+
+# ---- meters
+
+
+def test_live_bytes_count_what_is_alive_once_and_no_weights():
+    weights = torch.zeros(1000)
+    with LiveBytes([weights]) as live:
+        a = torch.ones(1000)
+        b = a.view(10, 100)[:5]
+        c = weights + 1
+        assert live.current == 2 * 4000 and weights.view(10, 100).sum() == 0
+        del c
+        assert live.current == 4000 + 4  # and the sum
+        del a
+        assert live.current >= 4000  # b is a part of it
+        del b
+    assert live.peak == 2 * 4000 + 4
+
+
+def test_live_bytes_see_what_a_graph_holds():
+    """A chain of n tanh keeps n results for its backward pass, and one without graph keeps none."""
+    weight = torch.ones(1, requires_grad=True)
+
+    def chain(steps, graph):
+        with torch.set_grad_enabled(graph):
+            x = torch.ones(1000) * weight
+            for _ in range(steps):
+                x = torch.tanh(x)
+            if graph:
+                x.sum().backward()
+
+    peaks = {}
+    for steps in (10, 50):
+        for graph in (0, 1):
+            peaks[steps, graph] = cost(partial(chain, steps, graph), CPU, [weight]).bytes
+    assert peaks[50, 1] - peaks[10, 1] == 40 * 4000
+    assert peaks[50, 0] == peaks[10, 0] <= 3 * 4000
+
+
+def test_operations_and_time():
+    a = torch.ones(64, 32)
+    assert cost(lambda: a @ a.T, CPU, [a]).tflop == pytest.approx(2 * 64 * 64 * 32 / 1e12)
+    assert seconds(lambda: None, CPU) >= 0 and peak_tflops(CPU, torch.float32) > 0
+
+
+# ---- methods
+
+
+@pytest.fixture(scope="module")
+def bench():
+    made = Workbench.build(tiny("sd1"), 2, 2, 4, "cpu", scale=2.0, rank=2)
+    yield made
+    made.close()
+
+
+def test_methods_agree_where_they_should_and_nowhere_else(bench):
+    found = {name: bench.work(name)() for name in bench.all_methods}
+    assert all(torch.isfinite(g).all() and g.norm() > 0 for g in found.values())
+    lines = {n: Line(m, (1.0,), 1, 1.0, found[n]) for n, m in bench.all_methods.items()}
+    measurement = Measurement("tiny", 2, 2, 4, 1.0, lines)
+    for name in EXACT:
+        assert measurement.gradient_error(name) < 1e-4, name
+    assert torch.allclose(found["one_graph"], found["one_graph_cached"], rtol=1e-3, atol=1e-7)
+    assert measurement.cosine("both_branches") == pytest.approx(1, abs=1e-5)
+    for name in ("naive", "draft_1", "alignprop"):
+        assert measurement.cosine(name) < 0.999, name
+    both, one = found["one_graph"], found["one_graph_conditional"]
+    assert float((both - one).norm() / both.norm()) > 1e-3
+
+
+def test_references_are_cached_only_where_a_method_says_so(bench, monkeypatch):
+    bank = bench.training.references
+    drawn = []
+
+    def draw(entry, first, last):
+        drawn.append(entry)
+        return original(entry, first, last)
+
+    original = bank.draw
+    monkeypatch.setattr(bank, "draw", draw)
+    bench.work("cached")()
+    before = len(drawn)
+    for name in ("cached", "subset", "one_graph_cached"):
+        bench.work(name)()
+    assert len(drawn) == before
+    for name in ("both_branches", "one_graph"):
+        bench.work(name)()
+    assert len(drawn) == before + 2
+
+
+# ---- results
+
+
+@pytest.fixture
+def measurement(bench) -> Measurement:
+    gradient = torch.tensor([1.0, 0.0])
+    base = {
+        "one_graph": 8.0,
+        "one_graph_cached": 6.0,
+        "one_graph_conditional": 7.0,
+        "subset": 2.0,
+        "cached": 3.0,
+    }
+    lines = {}
+    for name, method in bench.all_methods.items():
+        time = base.get(name, 4.0)
+        size = 400 if "one_graph" in name else 100
+        lines[name] = Line(method, (time, 2 * time, time), size, 1.0, gradient)
+    lines["subset"] = replace(lines["subset"], gradient=torch.tensor([1.0, 1.0]))
+    sweep = {"x": [10.0, 20.0, 50.0], "both_branches": [2.0, 2.0, 2.1], "one_graph": [5.0, 9.0, 21.0]}
+    return Measurement("portrait", 4, 4, 20, 2.0, lines, {"memory over steps": sweep})
+
+
+def test_ratios_are_baseline_over_ours(measurement):
+    ratios = measurement.ratios()
+    assert set(ratios) == {"both_branches", "conditional", "cached", "subset"}
+    assert ratios["both_branches"]["time"] == 2.0 and ratios["subset"]["time"] == 4.0
+    assert (
+        ratios["subset"]["time_cached_baseline"] == 3.0
+        and "time_cached_baseline" not in ratios["conditional"]
+    )
+    assert ratios["cached"]["memory"] == 4.0 and ratios["cached"]["gradient_error"] == 0.0
+    assert ratios["subset"]["cosine"] == pytest.approx(0.5**0.5) and "gradient_error" not in ratios["subset"]
+    assert measurement.memory_growth == pytest.approx(0.05)
+    slower = replace(measurement, lines={**measurement.lines, "subset": measurement.lines["both_branches"]})
+    assert worst([measurement, slower])["subset"]["time"] == 2.0
+    assert plot([measurement])[:4] == b"\x89PNG" and plot([replace(measurement, sweeps={})]) is None
+
+
+def test_program_writes_what_it_promises(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark, "build", lambda name, device, dtype: tiny("sd1", dtype))
+    out = tmp_path / "benchmark.json"
+    arguments = ["--models", "medium", "--images", "1", "--steps", "2", "--rounds", "1", "--rank", "2"]
+    monkeypatch.setattr(benchmark, "STEPS_SWEEP", (1, 2))
+    assert benchmark.main([*arguments, "--device", "cpu", "--output", str(out)]) == 0
+    table = json.loads(out.read_text())
+    assert set(table["ratios"]) == {"both_branches", "conditional", "cached", "subset"}
+    assert all({"time", "memory"} <= set(entry) for entry in table["ratios"].values())
+    assert "memory_growth_10_to_50_steps" in table and table["command"].endswith(str(out))
+    one = table["models"]["medium"]["methods"]["one_graph"]
+    assert {
+        "seconds_per_iteration",
+        "images_per_second",
+        "peak_bytes",
+        "tflop_per_second",
+        "share_of_peak",
+    } <= set(one)
+    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    assert "ours, both branches" in capsys.readouterr().out
+    assert benchmark.main([*arguments, "--rounds", "0"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

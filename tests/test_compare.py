@@ -1,0 +1,189 @@
+"""Evaluation over processes, the paper's measures, and several models on one page."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from fair_adapter.shared.adapter_info import AdapterInfo
+from fair_adapter.shared.adapter_target import TargetSpace
+from fair_adapter.shared.attributes import AGE, GENDER, RACE, TargetDistribution
+from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
+from fair_adapter.trainer import compare, evaluate
+from fair_adapter.trainer.configuration.prompts import Prompt
+from fair_adapter.trainer.evaluation import readings as module
+from fair_adapter.trainer.evaluation.generation import load_model
+from fair_adapter.trainer.evaluation.measures import summarise
+from fair_adapter.trainer.evaluation.readings import Readings
+from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig, describe_base
+from fair_adapter.trainer.training.encoders import ForeignEncoder, TextAlignment, load_text_alignment
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Path:
+    return write_tiny_pipeline(tmp_path_factory.mktemp("tiny") / "pipeline")
+
+
+@pytest.fixture(scope="module")
+def adapter(pipeline, tmp_path_factory) -> Path:
+    """A soft prompt of random numbers."""
+    model = load_model(pipeline, "cpu", torch.float32)
+    space = TargetSpace(TargetDistribution.parse("gender=50/50"))
+    adaptation = Adaptation.create(model, space, AdaptationConfig(soft_tokens=2))
+    with torch.no_grad():
+        for p in adaptation.parameters():
+            p.normal_(generator=torch.Generator().manual_seed(1))
+    info = AdapterInfo("tokens", describe_base(model, "tiny"), space)
+    return adaptation.to_adapter(info).write(tmp_path_factory.mktemp("adapter") / "tokens.safetensors")
+
+
+def common(pipeline: Path, folder: Path) -> list[str]:
+    options = {"model": pipeline, "detector": "fixed", "images": 2, "steps": 2, "limit": 3, "guidance": 2}
+    options |= {"independent": "none", "encoder": "none", "cache": folder / "cache", "out": folder / "out"}
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+# ---- processes
+
+
+def test_two_processes_share_the_prompts_and_merge_what_they_read(pipeline, tmp_path):
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one").mkdir()
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = str(ROOT / "trainer" / "evaluate.py")
+    done = subprocess.run(
+        [sys.executable, *launch, script, *common(pipeline, tmp_path / "two"), "--device", "cpu"],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("wrote ") == 1 and "2/2" in done.stdout  # prompts 0 and 2; the other did one
+    assert evaluate.main([*common(pipeline, tmp_path / "one"), "--device", "cpu"]) == 0
+    two, one = (json.loads((tmp_path / n / "out" / "report.json").read_text()) for n in ("two", "one"))
+    assert two["original"] == one["original"] and two["shares_by_prompt"] == one["shares_by_prompt"]
+    assert len(list((tmp_path / "two" / "cache").rglob("*.npz"))) == 3
+
+
+def test_a_stopped_evaluation_goes_on_where_it_was(pipeline, tmp_path, monkeypatch, capsys):
+    read, prompts = module.Reader.read, []
+
+    def stopped(self, model, prompt, plan):
+        if len(prompts) == 2:
+            raise KeyboardInterrupt
+        prompts.append(prompt)
+        return read(self, model, prompt, plan)
+
+    monkeypatch.setattr(module.Reader, "read", stopped)
+    assert evaluate.main(common(pipeline, tmp_path)) == 130
+    assert "goes on from here" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    prompts.clear()
+    assert evaluate.main(common(pipeline, tmp_path)) == 0
+    assert len(prompts) == 1  # the third
+
+
+# ---- the paper's measures
+
+
+def of_prompt(features: np.ndarray, widths: list[int], texts: list[float]) -> Readings:
+    n = len(features)
+    return Readings(
+        labels=np.zeros((n, 3), int),
+        confidence=np.ones((n, 3)),
+        judged=np.zeros((n, 0), int),
+        faces=np.eye(n, 128),
+        features=features,
+        cues=np.zeros(n, int),
+        boxes=np.ones((n, 4)),
+        pictures=np.zeros((1, 8, 8, 3), np.uint8),
+        widths=np.array(widths),
+        texts=np.array(texts, np.float32),
+    )
+
+
+def test_several_encoders_and_the_text_are_figures_of_their_own():
+    """Two encoders of widths 2 and 3: one sees no change, the other nothing alike."""
+    before = of_prompt(np.array([[1.0, 0, 1, 0, 0], [0, 1, 0, 1, 0]]), [2, 3], [0.2, 0.4])
+    after = of_prompt(np.array([[1.0, 0, 0, 1, 0], [0, 1, 0, 0, 1]]), [2, 3], [0.1, 0.3])
+    prompts = [Prompt("a nurse", "nurse", "test", None)]
+    figures = summarise([after], prompts, (GENDER, RACE, AGE), None, [before])
+    assert figures["image_similarity"] == 1.0 and figures["image_similarities"] == [1.0, 0.0]
+    assert figures["clip_t"] == pytest.approx(0.2)
+    assert summarise([before], prompts, (GENDER, RACE, AGE))["image_similarities"] == [1.0, 1.0]
+    single = of_prompt(np.eye(2, 4), [], [])
+    assert {"image_similarities", "clip_t"} & set(summarise([single], prompts, (GENDER, RACE, AGE))) == set()
+
+
+def test_readings_of_before_these_measures_still_load(tmp_path):
+    found = of_prompt(np.eye(2, 4), [4], [0.5, 0.5])
+    module._save(tmp_path / "new.npz", found)
+    assert module._load(tmp_path / "new.npz").texts.tolist() == [0.5, 0.5]
+    with np.load(tmp_path / "new.npz") as file:
+        kept = {name: file[name] for name in file.files if name not in ("widths", "texts")}
+    np.savez_compressed(tmp_path / "old.npz", **kept)
+    old = module._load(tmp_path / "old.npz")
+    assert len(old.texts) == 0 and [f.shape for f in old.encoded()] == [(2, 4)]
+
+
+def test_clip_t_is_clips_own_cosine():
+    config = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(16, config, text).eval()
+    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    aligned = TextAlignment(ForeignEncoder("tiny", clip.visual, 32, mean, std), clip, tokenizer)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        pixels = (images - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+        expected = torch.cosine_similarity(
+            clip.encode_image(pixels), clip.encode_text(tokenizer(["a nurse"]))
+        )
+        assert torch.allclose(aligned(images, "a nurse"), expected, atol=1e-5)
+        assert not torch.allclose(aligned(images, "a dog"), expected, atol=1e-5)
+    with pytest.raises(FairAdapterError, match="did you mean 'open_clip'"):
+        load_text_alignment("openclip")
+
+
+# ---- side by side
+
+
+def test_comparison_page(pipeline, adapter, tmp_path, capsys):
+    arguments = [f"base={pipeline}", f"{pipeline}+{adapter}", *common(pipeline, tmp_path)]
+    assert compare.main(arguments) == 0
+    table = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    assert list(table["columns"]) == ["base", "tokens"]
+    assert table["columns"]["tokens"]["target"] == "gender=female:50,male:50"
+    assert table["columns"]["base"]["pictures"] == 6 and "not measured here" in table["published"]["note"]
+    page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert len(sources) == 1 + 3 * 2 and all(s.startswith("data:image/") for s in sources)
+    ours, theirs = page.split("Published figures, not measured here", 1)
+    assert ".23±.16" in theirs and "±" not in ours and page.count("(published)") == 3
+    assert f"{table['columns']['base']['gender']['bias']:.3f}" in ours
+    output = capsys.readouterr().out
+    assert "base" in output and "tokens" in output
+    assert compare.main([str(pipeline), str(pipeline), *common(pipeline, tmp_path)]) == 2
+    assert "name them with NAME=" in capsys.readouterr().err
+    assert compare.main(["x=", *common(pipeline, tmp_path)]) == 2
+    assert compare.main(["+nowhere.safetensors", *common(pipeline, tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_entries():
+    entry = compare.Entry.parse("+runs/joint/adapter.safetensors", "portrait")
+    assert (entry.name, entry.model) == ("joint", "portrait")
+    entry = compare.Entry.parse("a=org/model+x/y.safetensors", "portrait")
+    assert entry == compare.Entry("a", "org/model", Path("x/y.safetensors"))
+    assert compare.Entry.parse("portrait", "other").adapter is None

@@ -1,0 +1,324 @@
+"""Every family with random weights: gradient, files, diffusers' own loaders, detection, precision."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fair_adapter.shared.adapter import FairnessAdapter
+from fair_adapter.shared.adapter_export import export_adapter
+from fair_adapter.shared.adapter_info import AdapterInfo
+from fair_adapter.shared.adapter_target import TargetSpace
+from fair_adapter.shared.attributes import TargetDistribution
+from fair_adapter.shared.direct import accumulate_gradients, one_graph_gradient
+from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.shared.lora import LoraSet, peft_tensors
+from fair_adapter.shared.sampling import rollout
+from fair_adapter.shared.seeds import starting_noise
+from fair_adapter.tests.tiny_families import NAMES, pipeline, tiny
+from fair_adapter.trainer.families.base import DiffusionModel
+from fair_adapter.trainer.families.registry import families, family_of_file, load, with_scheduler
+from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
+from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig, describe_base
+
+SPACE = TargetSpace(TargetDistribution.parse("gender=50/50"), "cells", {"gender": {"female": (0.1, 0.9)}})
+EVERYTHING = AdaptationConfig(soft_tokens=3, text_lora=True, unet_lora=True, rank=2, alpha=1.0)
+TARGET = "gender=80/20"
+PROMPTS = ["a photo of the face of a doctor, a person", "a nurse"]
+
+
+def trained(model: DiffusionModel, config: AdaptationConfig = EVERYTHING) -> Adaptation:
+    """As if after training: every number random."""
+    adaptation = Adaptation.create(model, SPACE, config)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adaptation.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    return adaptation
+
+
+def exported(adaptation: Adaptation) -> FairnessAdapter:
+    info = AdapterInfo("tiny-fair", describe_base(adaptation.base, "tiny"), adaptation.space)
+    return adaptation.to_adapter(info)
+
+
+def noise(model: DiffusionModel) -> Tensor:
+    return starting_noise([1, 2], model.latent_shape).to(model.dtype)
+
+
+@torch.no_grad()
+def output(adaptation: Adaptation, target: str | None) -> Tensor:
+    """The network's guided-branch outputs, both of them."""
+    with adaptation:
+        guidance = adaptation.guidance(PROMPTS, 2.0, target)
+        z, timesteps = noise(adaptation.base), torch.tensor([400.0, 400.0])
+        rows = [{k: v.expand(2, *v.shape[1:]) for k, v in c.items()} for c, _ in guidance.branches()]
+        return torch.cat([adaptation.denoise(z, timesteps, row) for row in rows])
+
+
+# ---- gradient
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_equals_one_graph_through_every_part(name: str) -> None:
+    """The decoupled adjusted gradient through soft tokens of every encoder, LoRAs and gates, float64."""
+    model = tiny(name, torch.float64)
+    sampler, z = model.sampler(3), noise(model)
+    found = []
+    with trained(model) as adaptation:
+        for decoupled in (True, False):
+            guidance = adaptation.guidance(PROMPTS, 2.0, TARGET)
+            if decoupled:
+                trajectory = rollout(adaptation.denoise, sampler, z, guidance)
+                final = trajectory.final.requires_grad_(True)
+                (g,) = torch.autograd.grad(torch.tanh(final).square().mean(), final)
+                accumulate_gradients(adaptation.denoise, trajectory, g, guidance, batch=3)
+            else:
+                one_graph_gradient(
+                    adaptation.denoise, sampler, z, guidance, lambda x: torch.tanh(x).square().mean()
+                )
+            found.append(
+                {n: None if p.grad is None else p.grad.clone() for n, p in adaptation.named_parameters()}
+            )
+            adaptation.zero_grad(set_to_none=True)
+    unreached = [n for n, g in found[0].items() if g is None or not g.any()]
+    # the last layer of encoders that are read one layer earlier, and the image's last words to the text
+    assert all("layers_1_" in n or "blocks_1_attn_add_q" in n or "to_add_out" in n for n in unreached), (
+        unreached
+    )
+    assert len(unreached) < len(found[0]) / 3
+    for n, gradient in found[0].items():
+        if gradient is not None:
+            largest = max(1.0, float(gradient.abs().max()))
+            assert (gradient - found[1][n]).abs().max() <= 1e-10 * largest, n
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_weights_train_float32_parts(name: str) -> None:
+    model = tiny(name, torch.bfloat16)
+    with trained(model) as adaptation:
+        guidance = adaptation.guidance(PROMPTS, 2.0, TARGET)
+        out = adaptation.denoise(noise(model).float(), torch.tensor([400.0, 400.0]), guidance.conditional)
+        assert out.dtype == torch.bfloat16
+        out.float().square().mean().backward()
+        images = model.decode(noise(model).float())
+    assert images.dtype == torch.float32 and torch.isfinite(images).all()
+    grads = [p.grad for p in adaptation.parameters() if p.grad is not None]
+    assert {p.dtype for p in adaptation.parameters()} == {g.dtype for g in grads} == {torch.float32}
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_and_host_view_are_what_was_trained(name: str, tmp_path: Path) -> None:
+    model = tiny(name, torch.float64)
+    adaptation = trained(model)
+    training = output(adaptation, TARGET)
+    adapter = FairnessAdapter.read(exported(adaptation).write(tmp_path / "a.safetensors"))
+    assert adapter.encoders == tuple(e.name for e in model.encoders)
+    assert torch.equal(output(Adaptation.from_adapter(model, adapter), TARGET), training)
+    host = Adaptation.from_weights(model, adapter.at(TARGET))
+    assert (output(host, None) - training).abs().max() < 1e-10
+    plain = output(Adaptation(model, SPACE), None)
+    assert (plain - training).abs().max() > 1e-3
+    with Adaptation(model, SPACE) as nothing:
+        encoded = nothing.encode(PROMPTS)
+    assert all(torch.equal(v, encoded[k]) for k, v in model.encode(PROMPTS).items())
+
+
+def load_tokens(stock: Any, tensors: dict[str, Tensor]) -> str:
+    """Our embedding file as new words of every encoder; what to write before the prompt. By diffusers'
+    textual-inversion loader where it has one (SD3 has none)."""
+    places = {"clip_l": "", "clip_g": "_2", "t5xxl": "_3", "emb_params": ""}
+    for key, rows in tensors.items():
+        words = copy.deepcopy(getattr(stock, f"tokenizer{places[key]}"))  # it learns the new words
+        setattr(stock, f"tokenizer{places[key]}", words)
+        encoder = getattr(stock, f"text_encoder{places[key]}")
+        if hasattr(stock, "load_textual_inversion"):
+            stock.load_textual_inversion({"f": rows}, token="<fair>", tokenizer=words, text_encoder=encoder)
+            continue
+        words.add_tokens([f"<fair{i}>" for i in range(len(rows))])
+        encoder.resize_token_embeddings(len(words))
+        with torch.no_grad():
+            encoder.get_input_embeddings().weight[-len(rows) :] = rows
+    if hasattr(stock, "load_textual_inversion"):
+        return "<fair> "
+    return "".join(f"<fair{i}>" for i in range(len(rows))) + " "
+
+
+@pytest.mark.parametrize("name", NAMES[1:])  # the first is tested in test_adaptation.py
+def test_diffusers_draws_the_same_from_the_exported_files(name: str, tmp_path: Path) -> None:
+    """load_lora_weights and load_textual_inversion, an independent reader: the same pictures."""
+    adapter = exported(trained(tiny(name)))
+    files = export_adapter(adapter, TARGET, "fair", tmp_path / "lora", tmp_path / "embedding")
+    with Adaptation.from_weights(tiny(name), adapter.at(TARGET)) as adaptation:
+        ours = adaptation.adapted().generate(PROMPTS[:1], [5], 2.0, steps=3)
+        shape = adaptation.base.latent_shape
+    base = tiny(name).generate(PROMPTS[:1], [5], 2.0, steps=3)
+    stock = pipeline(name)
+    stock.set_progress_bar_config(disable=True)
+    stock.load_lora_weights(files.lora)
+    tokens = load_tokens(stock, load_file(files.embedding))
+    options = {"max_sequence_length": 77} if name == "sd3" else {}
+    theirs = stock(
+        tokens + PROMPTS[0],
+        negative_prompt="",
+        latents=starting_noise([5], shape),
+        guidance_scale=2.0,
+        num_inference_steps=3,
+        output_type="pt",
+        **options,
+    ).images
+    assert (theirs - ours).abs().max() < 1e-4
+    assert (base - ours).abs().max() > 0.01
+
+
+def test_peft_names_hold_the_same_lora() -> None:
+    tensors = exported(trained(tiny("sd3"))).at(TARGET).lora
+    renamed = peft_tensors(tensors)
+    assert len(renamed) == 2 * len(LoraSet.from_tensors(tensors).layers)
+    key = "lora_transformer_transformer_blocks_0_attn_to_out_0"
+    product = tensors[f"{key}.lora_up.weight"] @ tensors[f"{key}.lora_down.weight"] / 2  # alpha 1, rank 2
+    name = "transformer.transformer_blocks.0.attn.to_out.0"
+    found = renamed[f"{name}.lora_B.weight"] @ renamed[f"{name}.lora_A.weight"]
+    assert torch.allclose(found, product, atol=1e-6)
+    with pytest.raises(FairAdapterError, match="expected one of a transformer"):
+        peft_tensors({f"lora_unet_x.{part}.weight": torch.zeros(1, 1) for part in ("lora_down", "lora_up")})
+
+
+def test_adapters_of_another_family_are_refused_in_one_line() -> None:
+    adapter = exported(trained(tiny("sd1")))
+    with pytest.raises(FairAdapterError, match=r"made for tiny \(sd1\), found this model \(sdxl\)") as caught:
+        Adaptation.from_adapter(tiny("sdxl"), adapter)
+    assert "\n" not in str(caught.value)
+
+
+# ---- what a model is
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folders_are_recognised_and_loaded(name: str, tmp_path: Path) -> None:
+    made = tiny(name)
+    pipeline(name).save_pretrained(tmp_path)
+    found = load(tmp_path)
+    assert type(found) is type(made) and found.describe("x") == made.describe("x")
+    assert found.sampler(2).prediction == {"sd2 v": "v_prediction", "sd3": "flow"}.get(name, "epsilon")
+    expected, drawn = (m.generate(PROMPTS[:1], [1], 2.0, steps=2) for m in (made, found))
+    assert torch.equal(expected, drawn)
+
+
+def test_model_without_t5_takes_zeros(tmp_path: Path) -> None:
+    model = tiny("sd3", t5xxl=False)
+    encoded = model.encode(PROMPTS)
+    assert encoded["text"].shape == (2, 77 + 77, 48) and not encoded["text"][:, 77:].any()
+    assert [e.name for e in model.encoders] == ["clip_l", "clip_g"]
+
+
+def test_checkpoints_are_recognised_by_their_keys(tmp_path: Path) -> None:
+    for kind in families():
+        path = tmp_path / f"{kind.architecture}.safetensors"
+        save_file({f"{kind.mark}x": torch.zeros(1), "first_stage_model.x": torch.zeros(1)}, path)
+        assert family_of_file(path) is kind
+    assert {kind.architecture for kind in families()} == {"sd1", "sd2", "sdxl", "sd3"}
+    save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
+    with pytest.raises(FairAdapterError, match="not a LoRA"):
+        load(tmp_path / "lora.safetensors")
+
+
+def test_what_is_no_model_says_so_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model_index.json").write_text(json.dumps({"_class_name": "KolorsPipeline"}))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model_index.json").write_text("{")
+    (tmp_path / "model.ckpt").write_bytes(b"x")
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    cases = {
+        "empty": "model_index.json",
+        "other": "found KolorsPipeline",
+        "broken": "download it again",
+        "model.ckpt": "convert it",
+        "model.safetensors": "download it again",
+        "nothing": "expected a diffusers folder",
+    }
+    for name, expected in cases.items():
+        with pytest.raises(FairAdapterError, match=expected) as caught:
+            load(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(FairAdapterError, match="go online once") as caught:
+        load("nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+def test_schedulers_can_be_replaced_and_unknown_or_random_ones_are_refused() -> None:
+    model = tiny("sd1")
+    before = model.facts()
+    with_scheduler(model, "DDIMScheduler")
+    assert model.sampler(4).name == "DDIMScheduler" and model.facts() != before
+    with pytest.raises(FairAdapterError, match="did you mean 'DDIMScheduler'"):
+        with_scheduler(model, "DDIMSchedular")
+    with_scheduler(model, "EulerAncestralDiscreteScheduler")
+    with pytest.raises(FairAdapterError, match="draws random noise"):
+        model.sampler(4)
+
+
+def test_pictures_of_another_size() -> None:
+    model = tiny("sdxl")
+    model.resize(128)
+    assert model.latent_shape == (4, 16, 16)
+    assert model.generate(PROMPTS[:1], [1], 2.0, steps=1).shape == (1, 3, 128, 128)
+    with pytest.raises(FairAdapterError, match="multiple of 64"):
+        model.resize(100)
+
+
+def test_the_papers_encoding_is_as_long_as_the_prompt_and_masked() -> None:
+    model = tiny("sd1", torch.float64)
+    assert isinstance(model, StableDiffusion)
+    model.paper_encoding = True
+    words = len(model.tokenizer(PROMPTS[0]).input_ids)
+    guidance = model.guidance(PROMPTS[:1], 7.5)
+    assert guidance.unconditional is not None
+    assert guidance.conditional["text"].shape == guidance.unconditional["text"].shape == (1, words, 16)
+    padded = model.tokenizer([""], padding="max_length", max_length=words, return_tensors="pt")
+    expected = model.text_encoder(padded.input_ids, attention_mask=padded.attention_mask).last_hidden_state
+    assert torch.equal(guidance.unconditional["text"], expected)
+    with trained(model) as adaptation:
+        tokens = adaptation.guidance(PROMPTS[:1], 7.5)
+    assert tokens.conditional["text"].shape == (1, words + 3, 16)
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    model = tiny("sd3", torch.float64)
+    gradients = []
+    for wanted in (False, True):
+        model.checkpoint(decoder=wanted, network=wanted)
+        with trained(model) as adaptation:
+            guidance = adaptation.guidance(PROMPTS, 2.0)
+            out = adaptation.denoise(noise(model), torch.tensor([400.0, 400.0]), guidance.conditional)
+            model.decode(out).square().mean().backward()
+        gradients.append([p.grad for p in adaptation.parameters() if p.grad is not None])
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-15) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_compiled_network_follows_loras_that_come_and_go() -> None:
+    """Hooks are what a LoRA is made of; compiled code skips those it did not see unless told otherwise."""
+    from fair_adapter.trainer.training.setup import watch_hooks
+
+    watch_hooks()
+    linear = nn.Linear(3, 3)
+    network = nn.Sequential(linear)
+    network.compile(backend="eager")
+    inputs = torch.randn(2, 3)
+    plain = network(inputs)
+    lora = LoraSet.create({"x": linear}, rank=2)
+    with torch.no_grad():
+        lora.layers["x"].up.fill_(1.0)
+    lora.attach({"x": linear})
+    assert torch.allclose(network(inputs), plain + lora.layers["x"](inputs), atol=1e-5)
+    lora.detach()
+    assert torch.equal(network(inputs), plain)

@@ -1,0 +1,207 @@
+"""Training when memory runs out, a number is not finite or a process dies; and every family's loop."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fair_adapter.shared.adapter import FairnessAdapter
+from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.tests.tiny_families import pipeline
+from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
+from fair_adapter.trainer import train
+from fair_adapter.trainer.configuration.config import SamplingConfig, load_config
+from fair_adapter.trainer.training.memory import MicroBatches, out_of_memory
+from fair_adapter.trainer.training.processes import Processes
+from fair_adapter.trainer.training.setup import prepare
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = """
+model: {path: PIPELINE, guidance_scale: 2}
+adapter: {soft_tokens: 2, text_lora: true, unet_lora: true, rank: 2}
+target: {text: "gender=equal"}
+prompts: {train: [{set: sports}]}
+faces: {detector: fixed, bank: null}
+loss: {face: 0}
+sampling: {steps: [2, 2], network_batch: 4, gradient_batch: 8}
+references: {blocks: 1, cache: null}
+optimizer: {iterations: 4, images: 4, lr: 1.0e-3, eps: 1.0e-3}
+run: {output: OUTPUT, device: cpu, save_every: 1, sample_every: 0, tensorboard: false}
+"""
+
+
+def write(folder: Path, model: Path) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(SETTINGS.replace("PIPELINE", str(model)).replace("OUTPUT", str(folder / "run")))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return write_tiny_pipeline(tmp_path_factory.mktemp("tiny") / "pipeline")
+
+
+def gradients(training, monkeypatch) -> torch.Tensor:
+    """The flat gradient that the first iteration arrives at; no step is taken."""
+    caught = []
+
+    def step(number, extras):
+        caught.extend(p.grad.flatten() for p in training.optimizer.parameters if p.grad is not None)
+        for p in training.optimizer.parameters:
+            p.grad = None
+        return SimpleNamespace(sums=extras, norm=0.0, finite=True)
+
+    monkeypatch.setattr(training.optimizer, "step", step)
+    training.iterate(0)
+    return torch.cat(caught)
+
+
+# ---- memory
+
+
+def shortage(work, most: int, graph: bool):
+    """`work`, which runs out of memory for more than `most` images with (or without) a graph."""
+
+    def scarce(inputs, *rest, **options):
+        if len(inputs) > most and torch.is_grad_enabled() == graph:
+            raise torch.cuda.OutOfMemoryError("out of memory, 8 GiB asked for")
+        return work(inputs, *rest, **options)
+
+    return scarce
+
+
+def test_out_of_memory_halves_the_batches_and_leaves_the_gradient(model, tmp_path, monkeypatch, capsys):
+    """In the rollout, in the decoder and half-way through the vector-Jacobian products."""
+    said: list[str] = []
+    path = write(tmp_path, model)
+    training = prepare(load_config(path), Processes("cpu", 4))
+    expected = gradients(training, monkeypatch)
+    training.adaptation.detach()
+
+    training = prepare(load_config(path), Processes("cpu", 4), said.append)
+    calls = {"backward": 0}
+    network = training.model.denoise
+
+    def fails_late(inputs, timesteps, conditioning):
+        if torch.is_grad_enabled() and len(inputs) > 2:
+            calls["backward"] += 1
+            if calls["backward"] == 2:  # gradients of the first call are there already
+                raise torch.cuda.OutOfMemoryError("out of memory, 8 GiB asked for")
+        if not torch.is_grad_enabled() and len(inputs) > 4:  # two branches of two images
+            raise torch.cuda.OutOfMemoryError("out of memory, 8 GiB asked for")
+        return network(inputs, timesteps, conditioning)
+
+    monkeypatch.setattr(training.model, "denoise", fails_late)
+    monkeypatch.setattr(training.model, "decode", shortage(training.model.decode, 1, graph=True))
+    found = gradients(training, monkeypatch)
+    training.adaptation.detach()
+    assert training.batches.sizes == {"network": 2, "gradient": 4, "decode": 1}
+    assert len(said) == 4 and all("the gradient is the same" in line for line in said)  # decode twice
+    assert float((found - expected).norm() / expected.norm()) < 1e-3
+
+
+def test_one_at_a_time_is_the_end_of_it():
+    batches = MicroBatches(SamplingConfig(network_batch=2), lambda text: None)
+
+    def never(size):
+        raise MemoryError
+
+    with pytest.raises(FairAdapterError, match=r"sampling\.network_batch=1; set sampling\.checkpoint=all"):
+        batches.fit("network", never, 8)
+    with pytest.raises(ValueError):
+        batches.fit("network", lambda size: int("x"), 8)
+    assert out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"))
+    assert not out_of_memory(RuntimeError("shape mismatch"))
+
+
+# ---- processes
+
+SCRIPT = """
+import os, signal, sys
+sys.argv = sys.argv[1:]
+exec(open(sys.argv[0]).read().split("os.environ.setdefault")[0], {"__file__": sys.argv[0], "__name__": "x"})
+import torch
+from fair_adapter.trainer import train
+from fair_adapter.trainer.training.loop import Training
+
+iterate = Training.iterate
+def broken(self, iteration, stop=False):
+    other = os.environ["RANK"] == "1"
+    if iteration == 1 and other:
+        denoise = self.adaptation.denoise
+        self.adaptation.denoise = lambda *a: denoise(*a) * float("nan")
+        try:
+            return iterate(self, iteration, stop)
+        finally:
+            del self.adaptation.denoise
+    if iteration == 3 and other:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return iterate(self, iteration, stop)
+Training.iterate = broken
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_nan_in_one_process_skips_in_all_and_a_killed_one_is_told_and_resumed(model, tmp_path):
+    path = write(tmp_path, model)
+    (tmp_path / "broken.py").write_text(SCRIPT)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    command = [sys.executable, str(tmp_path / "broken.py"), str(ROOT / "trainer" / "train.py"), str(path)]
+    runs = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    (_, error), _ = (run.communicate(timeout=600) for run in runs)
+    assert runs[1].returncode < 0 and runs[0].returncode == 2, error[-2000:]
+    line = next(line for line in error.splitlines() if line.startswith("error: "))
+    assert "another process of this run is gone" in line and "goes on from the last checkpoint" in line
+    log = [json.loads(text) for text in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [entry["skipped"] for entry in log] == [False, True, False]
+    assert log[2]["gradient_norm"] > 0 and log[1]["gradient_norm"] is None
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert state["iteration"] == 3 and state["optimizer"]["steps"] == 2
+    assert all(torch.isfinite(p).all() for p in state["optimizer"]["parameters"])
+    _, finished = train.train(load_config(path))  # with one process
+    assert finished
+
+
+# ---- families
+
+
+@pytest.mark.parametrize("name", ["sd2 v", "sdxl", "sd3"])
+def test_every_family_trains_resumes_bitwise_and_reloads(name, tmp_path):
+    pipeline(name).save_pretrained(tmp_path / "pipeline")
+    small = ["optimizer.images=2", "optimizer.iterations=2", "loss.semantics=0"]
+    runs = {}
+    for kind in ("whole", "parts"):
+        (tmp_path / kind).mkdir()
+        path = write(tmp_path / kind, tmp_path / "pipeline")
+        if kind == "parts":
+            train.train(load_config(path, [*small, "optimizer.iterations=1"]))
+        _, finished = train.train(load_config(path, small))
+        assert finished
+        runs[kind] = torch.load(tmp_path / kind / "run" / "state.pt", weights_only=True)["optimizer"]
+    for key in ("parameters", "average"):
+        assert all(torch.equal(a, b) for a, b in zip(runs["whole"][key], runs["parts"][key], strict=True))
+    adapter = FairnessAdapter.read(tmp_path / "whole" / "run" / "adapter.safetensors")
+    assert adapter.info.base.architecture == name.split()[0]
+    ups = [v for k, v in adapter.tensors.items() if k.endswith("lora_up.weight")]
+    assert sum(bool(v.any()) for v in ups) > 0.6 * len(ups)
+    soft = [adapter.tensors[f"fair.soft.{e}"] for e in adapter.encoders]
+    neutral = [adapter.tensors[f"fair.soft_neutral.{e}"] for e in adapter.encoders]
+    assert all(not torch.equal(a, b) for a, b in zip(soft, neutral, strict=True))

@@ -1,0 +1,179 @@
+"""What was measured: ratios, table, JSON, plot."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .methods import EXACT, Method
+
+OURS = ("both_branches", "conditional", "cached", "subset")
+BASELINE, CACHED_BASELINE = "one_graph", "one_graph_cached"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method. seconds: of every round.  bytes: peak above the weights."""
+
+    method: Method
+    seconds: tuple[float, ...]
+    bytes: int
+    tflop: float
+    gradient: Tensor
+
+    @property
+    def second(self) -> float:
+        """Median of the rounds."""
+        return float(np.median(self.seconds))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All methods on one model. sweeps: name -> {"x": [...], method: [...]}."""
+
+    model: str
+    images: int
+    micro_batch: int
+    steps: int
+    peak_tflops: float
+    lines: Mapping[str, Line]
+    sweeps: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    def cosine(self, name: str) -> float:
+        """With the full adjusted gradient over the same branches where these are a mode's choice."""
+        reference = self.lines[EXACT.get(name, BASELINE)]
+        if name == "subset":
+            reference = self.lines["one_graph_conditional"]
+        return float(torch.cosine_similarity(self.lines[name].gradient, reference.gradient, dim=0))
+
+    def gradient_error(self, name: str) -> float:
+        """Relative distance from the one-graph gradient over the same branches."""
+        expected = self.lines[EXACT[name]].gradient
+        return float((self.lines[name].gradient - expected).norm() / expected.norm())
+
+    def ratios(self) -> dict[str, dict[str, float]]:
+        """Baseline over ours; time as the median over rounds of the ratio within a round."""
+        table = {}
+        for name in OURS:
+            line = self.lines[name]
+            entry = {"time": _ratio(self.lines[BASELINE], line)}
+            if line.method.cached:
+                entry["time_cached_baseline"] = _ratio(self.lines[CACHED_BASELINE], line)
+            entry["memory"] = self.lines[BASELINE].bytes / line.bytes
+            if name in EXACT:
+                entry["gradient_error"] = self.gradient_error(name)
+            entry["cosine"] = self.cosine(name)
+            table[name] = entry
+        return table
+
+    @property
+    def memory_growth(self) -> float | None:
+        """Of ours from 10 to 50 steps, relative; None if that was not measured."""
+        sweep = self.sweeps.get("memory over steps")
+        if sweep is None or not {10.0, 50.0} <= set(sweep["x"]):
+            return None
+        ours = dict(zip(sweep["x"], sweep["both_branches"]))
+        return ours[50.0] / ours[10.0] - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        table = {}
+        for name, line in self.lines.items():
+            table[name] = {
+                "title": line.method.title.strip(),
+                "seconds_per_iteration": line.second,
+                "seconds": list(line.seconds),
+                "images_per_second": self.images / line.second,
+                "peak_bytes": line.bytes,
+                "tflop": line.tflop,
+                "tflop_per_second": line.tflop / line.second,
+                "share_of_peak": line.tflop / line.second / self.peak_tflops,
+                "cosine": self.cosine(name),
+            }
+        return {
+            "images": self.images,
+            "micro_batch": self.micro_batch,
+            "steps": self.steps,
+            "peak_tflops": self.peak_tflops,
+            "methods": table,
+            "ratios": self.ratios(),
+            "memory_growth_10_to_50_steps": self.memory_growth,
+            "sweeps": self.sweeps,
+        }
+
+    def rows(self) -> list[list[str]]:
+        """For the table on the terminal."""
+        base, cells = self.lines[BASELINE], []
+        for name, line in self.lines.items():
+            rate = line.tflop / line.second
+            error = f"{self.gradient_error(name):.1e}" if name in EXACT else ""
+            cells.append(
+                [
+                    line.method.title,
+                    f"{line.second:.2f}",
+                    f"{self.images / line.second:.2f}",
+                    f"{_ratio(base, line):.2f}x",
+                    f"{line.bytes / 2**20:.0f}",
+                    f"{base.bytes / line.bytes:.1f}x",
+                    f"{rate:.3g}",
+                    f"{100 * rate / self.peak_tflops:.0f}%",
+                    f"{self.cosine(name):.4f}",
+                    error,
+                ]
+            )
+        return cells
+
+
+COLUMNS = ("method", "s/it", "images/s", "time", "MiB", "memory", "TFLOP/s", "of peak", "cosine", "error")
+
+
+def _ratio(base: Line, line: Line) -> float:
+    return float(np.median([a / b for a, b in zip(base.seconds, line.seconds, strict=True)]))
+
+
+def worst(measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
+    """Of each ratio the smallest over the models; of each error the largest."""
+    tables = [m.ratios() for m in measurements]
+    return {
+        name: {
+            key: (max if key == "gradient_error" else min)(table[name][key] for table in tables)
+            for key in tables[0][name]
+        }
+        for name in tables[0]
+    }
+
+
+def plot(measurements: Sequence[Measurement]) -> bytes | None:
+    """A PNG of all sweeps, one row for each model; None if there are none."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    swept = [m for m in measurements if m.sweeps]
+    if not swept:
+        return None
+    wide = max(len(m.sweeps) for m in swept)
+    figure, axes = plt.subplots(len(swept), wide, figsize=(5 * wide, 3.6 * len(swept)), squeeze=False)
+    for row, measurement in zip(axes, swept):
+        for axis, (title, sweep) in zip(row, measurement.sweeps.items()):
+            for name, values in sweep.items():
+                if name != "x":
+                    axis.plot(
+                        sweep["x"], values, marker="o", label=measurement.lines[name].method.title.strip()
+                    )
+            axis.set_title(f"{measurement.model}: {title}", fontsize=10)
+            axis.set_xlabel("images" if "images" in title else "steps")
+            axis.set_ylabel("MiB above the weights" if "memory" in title else "seconds per iteration")
+            axis.set_ylim(bottom=0)
+            axis.legend(fontsize=7)
+    figure.tight_layout()
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    plt.close(figure)
+    return data.getvalue()

@@ -1,0 +1,222 @@
+"""What the core needs of a diffusion pipeline, whatever its family.
+
+A family is one file in this folder with one subclass of `DiffusionModel`; `registry.py` finds it there.
+Prompts are encoded as the hosts encode them, soft tokens included; latents are float32.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...shared.adapter_info import BaseModel
+from ...shared.errors import FairAdapterError
+from ...shared.lora import text_layers
+from ...shared.sampling import Conditioning, Guidance, rollout
+from ...shared.schedulers import LinearSampler, linear_sampler
+from ...shared.seeds import starting_noise
+
+LATENT_FACTOR = 8  # px of a side for one latent, in every family here
+
+Soft = Mapping[str, Tensor]  # encoder -> soft tokens (n, d)
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """One text encoder of a model.
+
+    name: clip_l, clip_g, clip_h or t5xxl.  lora: prefix of its LoRA's kohya names, None where it gets none.
+    first: position of the first soft token, after the start token if there is one.
+    length: positions of an encoded prompt.
+    """
+
+    name: str
+    module: Any
+    tokenizer: Any
+    lora: str | None
+    first: int = 1
+    length: int = 77
+
+
+class ImageModel(ABC):
+    """Whatever pictures can be drawn with: a base model, or one with an adapter on it."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device: ...
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a picture's latents."""
+
+    @abstractmethod
+    def sampler(self, steps: int) -> LinearSampler:
+        """The scheduler's coefficients. Raises FairAdapterError for one that is not linear."""
+
+    @abstractmethod
+    def guidance(self, prompts: Sequence[str], scale: float, negative: str = "") -> Guidance:
+        """Both guidance branches of N prompts."""
+
+    @abstractmethod
+    def denoise(self, inputs: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's output (B, C, h, w) for scaled latents of that shape."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W), RGB; mostly within [0, 1], not clamped."""
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], scale: float, steps: int = 20, batch: int = 32
+    ) -> Tensor:
+        """Pictures (N, 3, H, W) in [0, 1] of one prompt and one noise seed each."""
+        sampler = self.sampler(steps)
+        pictures = []
+        for i in range(0, len(prompts), batch):
+            noise = starting_noise(seeds[i : i + batch], self.latent_shape).to(self.device)
+            trajectory = rollout(self.denoise, sampler, noise, self.guidance(prompts[i : i + batch], scale))
+            pictures.append(self.decode(trajectory.final).clamp(0, 1))
+        return torch.cat(pictures)
+
+
+class DiffusionModel(ImageModel):
+    """The parts of a pipeline and how the core calls them.
+
+    architecture: as adapter files call it.  title: for people.  guidance_scale: usual for the family.
+    pipelines: diffusers classes that a model_index.json may name.
+    mark: beginning of a key that only this family's single-file checkpoints have.
+    """
+
+    architecture: ClassVar[str]
+    title: ClassVar[str]
+    guidance_scale: ClassVar[float]
+    pipelines: ClassVar[tuple[str, ...]]
+    mark: ClassVar[str]
+    load_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+
+    vae: Any
+    scheduler: Any
+    side: int | None = None  # of the latents; None is what the model was made for
+    other_scheduler: str | None = None  # the one that took the place of the model's own
+
+    # ---- what a family says
+
+    @classmethod
+    @abstractmethod
+    def from_pipeline(cls, pipeline: Any) -> DiffusionModel:
+        """From a diffusers pipeline of one of `pipelines`."""
+
+    @classmethod
+    def fits(cls, pipeline: Any) -> bool:
+        """Whether a pipeline of one of `pipelines` is of this family, where two families share a class."""
+        return True
+
+    @property
+    @abstractmethod
+    def network(self) -> Any:
+        """U-Net or transformer."""
+
+    @property
+    @abstractmethod
+    def encoders(self) -> tuple[TextEncoder, ...]: ...
+
+    @abstractmethod
+    def network_layers(self) -> dict[str, nn.Linear]:
+        """Layers of the network that a LoRA goes on, by the name that hosts know them by."""
+
+    @abstractmethod
+    def encode(
+        self, prompts: Sequence[str], soft: Soft | None = None, length: int | None = None
+    ) -> Conditioning:
+        """The conditioning of N prompts, soft tokens before their words.
+
+        length: positions, where it is not the encoder's own (see `text_length`).
+        """
+
+    @abstractmethod
+    def describe(self, name: str) -> BaseModel:
+        """What an adapter file says about the model that it was trained on."""
+
+    # ---- what follows from it
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's weights."""
+        return self.network.dtype
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        side = self.side or self.network.config["sample_size"]
+        return self.network.config["in_channels"], side, side
+
+    def sampler(self, steps: int) -> LinearSampler:
+        return linear_sampler(self.scheduler, steps)
+
+    def text_layers(self) -> dict[str, nn.Linear]:
+        """Layers of the text encoders that a LoRA goes on, by kohya name."""
+        layers: dict[str, nn.Linear] = {}
+        for encoder in self.encoders:
+            if encoder.lora is not None:
+                layers |= text_layers(encoder.module, encoder.lora)
+        return layers
+
+    def text_length(self, prompts: Sequence[str], tokens: int = 0) -> int | None:
+        """Positions of these prompts and of what they are guided away from; None is the encoders' own."""
+        return None
+
+    def guidance(self, prompts: Sequence[str], scale: float, negative: str = "") -> Guidance:
+        length = self.text_length(prompts)
+        return Guidance(self.encode(prompts, None, length), self.encode([negative], None, length), scale)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        config = self.vae.config
+        scaled = latents / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
+        return self.vae.decode(scaled.to(self.vae.dtype)).sample.float() / 2 + 0.5
+
+    def parts(self) -> dict[str, Any]:
+        """All networks by name."""
+        encoders = {
+            "text" if i == 0 else f"text_{i + 1}": encoder.module for i, encoder in enumerate(self.encoders)
+        }
+        return {**encoders, "unet": self.network, "vae": self.vae}
+
+    def facts(self) -> dict[str, Any]:
+        """Unusual settings, besides weights and scheduler, that pictures depend on."""
+        facts = {"side": self.side, "scheduler": self.other_scheduler}
+        return {name: value for name, value in facts.items() if value is not None}
+
+    def to(self, device: torch.device | str) -> Any:
+        """Moves the networks, frozen and in evaluation mode, into the memory layout that suits the device."""
+        for part in self.parts().values():
+            part.to(device).requires_grad_(False).eval()
+        if torch.device(device).type == "cuda":
+            for part in (self.network, self.vae):
+                part.to(memory_format=torch.channels_last)
+        return self
+
+    def resize(self, pixels: int) -> None:
+        """Draw pictures of another size. Raises FairAdapterError for one that has no whole latents."""
+        if pixels < 8 * LATENT_FACTOR or pixels % (8 * LATENT_FACTOR):
+            raise FairAdapterError(
+                f"model.size: expected a multiple of {8 * LATENT_FACTOR} px, found {pixels}"
+            )
+        self.side = pixels // LATENT_FACTOR
+
+    def checkpoint(self, decoder: bool, network: bool) -> None:
+        """Trade time for memory in the backward pass: keep the inputs of blocks only."""
+        for part, wanted in ((self.vae, decoder), (self.network, network)):
+            if wanted:
+                part.enable_gradient_checkpointing()
+            else:
+                part.disable_gradient_checkpointing()

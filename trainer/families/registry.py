@@ -1,0 +1,187 @@
+"""Which family a model is of, and loading it: from a diffusers folder, a single-file checkpoint or a hub id.
+
+A family is any `DiffusionModel` in a module of this folder: adding one is adding a file.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (diffusers loads its names lazily)
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.utils import logging
+from safetensors import SafetensorError, safe_open
+
+from ...shared.errors import FairAdapterError
+from ..configuration.settings import unknown
+from .base import DiffusionModel
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+NETWORK_CHANNELS = (4, 16)  # of the latents; others also take a mask or a picture
+
+
+@cache
+def families() -> tuple[type[DiffusionModel], ...]:
+    """Every family, subclasses after what they derive from."""
+    package = __package__ or ""
+    found: dict[str, type[DiffusionModel]] = {}
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        names = importlib.import_module(f"{package}.{module.name}")
+        for _, kind in inspect.getmembers(names, inspect.isclass):
+            if issubclass(kind, DiffusionModel) and not inspect.isabstract(kind):
+                found[kind.architecture] = kind
+    return tuple(found.values())
+
+
+def load(
+    source: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    config: str | None = None,
+    variant: str | None = None,
+) -> DiffusionModel:
+    """A base model, frozen and in evaluation mode.
+
+    source: diffusers folder, .safetensors checkpoint, or hub id (which needs the network once).
+    config: diffusers folder or hub id that describes a checkpoint; None is the hub's for its family.
+    variant: such as "fp16", for folders that name their files so.
+    Raises FairAdapterError for what is missing, broken, of no known family, or unreachable.
+    """
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model = _load(source, dtype, config, variant)
+    finally:
+        logging.set_verbosity(level)
+    return model.to(device)
+
+
+def _load(source: Path | str, dtype: torch.dtype, config: str | None, variant: str | None) -> DiffusionModel:
+    path, name = Path(source), Path(source).as_posix()
+    if path.is_file():
+        pipeline, kinds = _from_file(path, dtype, config)
+    elif path.is_dir() and not (path / "model_index.json").is_file():
+        raise FairAdapterError(
+            f"{path}: expected a diffusers folder with model_index.json, found none; for the embedded model "
+            "restore shared/portrait with git"
+        )
+    elif path.is_dir() or HUB_ID.fullmatch(name):
+        pipeline, kinds = _from_folder(str(path) if path.is_dir() else name, path.is_dir(), dtype, variant)
+    else:
+        raise FairAdapterError(
+            f"{source}: expected a diffusers folder, a .safetensors checkpoint or a hub id such as "
+            "stable-diffusion-v1-5/stable-diffusion-v1-5, found none of that name; check model.path"
+        )
+    fitting = [kind for kind in kinds if kind.fits(pipeline)]
+    if not fitting:
+        raise FairAdapterError(f"{source}: expected a model of {_titles()}, found none that this reads")
+    model = fitting[-1].from_pipeline(pipeline)
+    if model.network.config["in_channels"] not in NETWORK_CHANNELS:
+        raise FairAdapterError(
+            f"{source}: expected a text-to-image model, found one that takes more than latents (inpainting, "
+            "depth); choose the family's base model"
+        )
+    return model
+
+
+def _from_folder(
+    name: str, local: bool, dtype: torch.dtype, variant: str | None
+) -> tuple[Any, list[type[DiffusionModel]]]:
+    try:
+        index = diffusers.DiffusionPipeline.load_config(name, local_files_only=local)
+        pipeline = str(dict(index).get("_class_name"))
+        kinds = [kind for kind in families() if pipeline in kind.pipelines]
+        if not kinds:
+            known = ", ".join(dict.fromkeys(p for kind in families() for p in kind.pipelines))
+            raise FairAdapterError(f"{name}: expected a pipeline of {_titles()} ({known}), found {pipeline}")
+        loader = getattr(diffusers, pipeline)
+        loaded = loader.from_pretrained(
+            name, dtype=dtype, variant=variant, local_files_only=local, **kinds[0].load_options
+        )
+    except FairAdapterError:
+        raise
+    except Exception as error:  # diffusers, hub clients and tokenizers raise dozens of kinds
+        if local:
+            raise FairAdapterError(
+                f"{name}: expected a diffusers pipeline of {_titles()}, found {_line(error)}; restore or "
+                "download it again"
+            ) from error
+        raise FairAdapterError(
+            f"{name}: expected a model on the hub or in its cache, found {_line(error)}; go online once, "
+            "check the name and its licence, or give a diffusers folder"
+        ) from error
+    return loaded, kinds
+
+
+def _from_file(path: Path, dtype: torch.dtype, config: str | None) -> tuple[Any, list[type[DiffusionModel]]]:
+    if path.suffix.lower() in PICKLES:
+        raise FairAdapterError(
+            f"{path}: expected a .safetensors checkpoint, found a pickle, which can run code; convert it"
+        )
+    kind = family_of_file(path)
+    try:
+        loaded = getattr(diffusers, kind.pipelines[0]).from_single_file(
+            str(path),
+            torch_dtype=dtype,
+            config=config,
+            local_files_only=config is not None and Path(config).is_dir(),
+            **kind.load_options,
+        )
+    except Exception as error:  # diffusers, hub clients and tokenizers raise dozens of kinds
+        raise FairAdapterError(
+            f"{path}: expected a {kind.title} checkpoint that loads, found {_line(error)}; its configuration "
+            "and tokenizer come from the hub: go online once, or set model.config to a diffusers folder of "
+            "its family"
+        ) from error
+    return loaded, [kind]
+
+
+def family_of_file(path: Path) -> type[DiffusionModel]:
+    """The family of a single-file checkpoint, by its keys alone. Raises FairAdapterError if it has none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise FairAdapterError(
+            f"{path}: expected a .safetensors checkpoint, found {_line(error)}; download it again"
+        ) from error
+    for kind in families():
+        if any(key.startswith(kind.mark) for key in keys):
+            return kind
+    raise FairAdapterError(
+        f"{path}: expected a complete checkpoint of {_titles()}, text encoders included, found none of their "
+        "keys; choose a checkpoint, not a LoRA or a bare network"
+    )
+
+
+def with_scheduler(model: DiffusionModel, name: str) -> None:
+    """Replace the scheduler by another of diffusers, on the same noise schedule.
+
+    Raises FairAdapterError for a name that it does not have.
+    """
+    known = sorted(n for n in dir(diffusers) if n.endswith("Scheduler"))
+    if name not in known:
+        raise unknown(name, known, "scheduler")
+    kind: Any = getattr(diffusers, name)
+    config = {"clip_sample": False, **model.scheduler.config}  # clipping latents is no sampler's idea of SD
+    settings = {key: value for key, value in config.items() if key in inspect.signature(kind).parameters}
+    model.scheduler, model.other_scheduler = kind(**settings), name
+
+
+def _titles() -> str:
+    return ", ".join(kind.title for kind in families())
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200].rstrip(".")
+    return text or type(error).__name__

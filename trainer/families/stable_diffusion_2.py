@@ -1,0 +1,28 @@
+"""Stable Diffusion 2.x, epsilon (512 px) and v-prediction (768 px): OpenCLIP ViT-H as text encoder.
+
+Which of the two a model is stands in its scheduler, and `shared/schedulers.py` reads it there.
+"""
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# (diffusers annotates these wrongly)
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .stable_diffusion import StableDiffusion
+
+
+@dataclass
+class StableDiffusion2(StableDiffusion):
+    """Stable Diffusion 2.x."""
+
+    architecture = "sd2"
+    title = "Stable Diffusion 2.x"
+    mark = "cond_stage_model.model."
+    encoder_name = "clip_h"
+
+    @classmethod
+    def fits(cls, pipeline: Any) -> bool:
+        return bool(pipeline.unet.config["use_linear_projection"])

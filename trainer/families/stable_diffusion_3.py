@@ -1,0 +1,148 @@
+"""Stable Diffusion 3 and 3.5: flow matching, a transformer over image and text, two CLIP encoders and T5.
+
+Text is what the hosts make of it: the CLIPs' last but one hidden states side by side, padded to T5's width,
+then T5's 77 positions, nothing masked. A model without T5 (`text_encoder_3` null) gets zeros there.
+"""
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# (diffusers annotates these wrongly)
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+from ...shared.adapter_info import BaseModel, weights_hash
+from ...shared.lora import transformer_layers
+from ...shared.sampling import Conditioning
+from ...shared.schedulers import LinearSampler, linear_sampler
+from ...shared.soft_prompt import prompt_ids, spliced
+from .base import DiffusionModel, Soft, TextEncoder
+from .stable_diffusion_xl import clip_output
+
+T5_LENGTH = 77  # positions; hosts take more for longer prompts
+ATTENTION = re.compile(r"transformer_blocks\.\d+\.attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")
+
+
+@dataclass
+class StableDiffusion3(DiffusionModel):
+    """Stable Diffusion 3, 3.5 medium and large."""
+
+    architecture = "sd3"
+    title = "Stable Diffusion 3"
+    guidance_scale = 4.5
+    pipelines = ("StableDiffusion3Pipeline",)
+    mark = "model.diffusion_model.joint_blocks."
+
+    tokenizer: CLIPTokenizer
+    tokenizer_2: CLIPTokenizer
+    tokenizer_3: Any
+    text_encoder: CLIPTextModelWithProjection
+    text_encoder_2: CLIPTextModelWithProjection
+    text_encoder_3: Any
+    transformer: SD3Transformer2DModel
+    vae: AutoencoderKL
+    scheduler: Any
+
+    @classmethod
+    def from_pipeline(cls, pipeline: Any) -> StableDiffusion3:
+        return cls(
+            pipeline.tokenizer,
+            pipeline.tokenizer_2,
+            pipeline.tokenizer_3,
+            pipeline.text_encoder,
+            pipeline.text_encoder_2,
+            pipeline.text_encoder_3,
+            pipeline.transformer,
+            pipeline.vae,
+            pipeline.scheduler,
+        )
+
+    def to(self, device: torch.device | str) -> StableDiffusion3:
+        """As for every model; the VAE in float32 where float16 would overflow in it."""
+        super().to(device)
+        if self.vae.dtype == torch.float16 and self.vae.config["force_upcast"]:
+            self.vae.to(torch.float32)
+        return self
+
+    @property
+    def network(self) -> SD3Transformer2DModel:
+        return self.transformer
+
+    @property
+    def encoders(self) -> tuple[TextEncoder, ...]:
+        clips = (
+            TextEncoder("clip_l", self.text_encoder, self.tokenizer, "lora_te1"),
+            TextEncoder("clip_g", self.text_encoder_2, self.tokenizer_2, "lora_te2"),
+        )
+        if self.text_encoder_3 is None:
+            return clips
+        stack = self.text_encoder_3.encoder  # has the token embedding that is looked up
+        return (*clips, TextEncoder("t5xxl", stack, self.tokenizer_3, None, 0, T5_LENGTH))
+
+    def network_layers(self) -> dict[str, nn.Linear]:
+        return transformer_layers(self.transformer, ATTENTION)
+
+    def sampler(self, steps: int) -> LinearSampler:
+        """Flow-matching Euler; where its shift follows the picture's size, at this size."""
+        config = self.scheduler.config
+        if not config.get("use_dynamic_shifting"):
+            return linear_sampler(self.scheduler, steps)
+        low, high = config["base_image_seq_len"], config["max_image_seq_len"]
+        slope = (config["max_shift"] - config["base_shift"]) / (high - low)
+        tokens = (self.latent_shape[1] // self.transformer.config["patch_size"]) ** 2
+        return linear_sampler(self.scheduler, steps, mu=config["base_shift"] + slope * (tokens - low))
+
+    def encode(
+        self, prompts: Sequence[str], soft: Soft | None = None, length: int | None = None
+    ) -> Conditioning:
+        """{"text": (N, 77 + 77, 4096), "pooled": (N, 768 + 1280)}."""
+        outputs = [clip_output(encoder, prompts, soft, self.device) for encoder in self.encoders[:2]]
+        hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        words = self._encode_t5(prompts, soft, hidden)
+        hidden = functional.pad(hidden, (0, words.shape[-1] - hidden.shape[-1]))
+        pooled = torch.cat([output[0] for output in outputs], dim=-1)
+        return {"text": torch.cat([hidden, words], dim=1), "pooled": pooled}
+
+    def _encode_t5(self, prompts: Sequence[str], soft: Soft | None, like: Tensor) -> Tensor:
+        """(N, 77, 4096) in the dtype of `like`."""
+        if self.text_encoder_3 is None:
+            return like.new_zeros(len(prompts), T5_LENGTH, self.transformer.config["joint_attention_dim"])
+        encoder = self.encoders[2]
+        rows = None if soft is None else soft[encoder.name]
+        count = 0 if rows is None else len(rows)
+        ids = prompt_ids(encoder.tokenizer, prompts, count, encoder.length, encoder.first)
+        with spliced(encoder.module, rows, encoder.first):
+            return encoder.module(ids.to(self.device))[0].to(like)
+
+    def denoise(self, inputs: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The transformer's velocity (B, 16, h, w)."""
+        dtype = self.transformer.dtype
+        return self.transformer(
+            hidden_states=inputs.to(dtype),
+            timestep=timesteps,
+            encoder_hidden_states=conditioning["text"].to(dtype),
+            pooled_projections=conditioning["pooled"].to(dtype),
+        ).sample
+
+    def describe(self, name: str) -> BaseModel:
+        transformer = self.transformer
+        widths = {encoder.name: _width(encoder) for encoder in self.encoders}
+        widths |= {
+            "context": int(transformer.config["joint_attention_dim"]),
+            "transformer": int(transformer.inner_dim),
+        }
+        hashed = weights_hash(transformer.pos_embed.proj.weight, transformer.proj_out.weight)
+        return BaseModel(name, self.architecture, widths, hashed)
+
+
+def _width(encoder: TextEncoder) -> int:
+    return int(encoder.module.get_input_embeddings().weight.shape[1])

@@ -1,0 +1,119 @@
+"""Stable Diffusion XL: two text encoders, their hidden states side by side, a pooled embedding, time ids."""
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# (diffusers annotates these wrongly)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from ...shared.adapter_info import BaseModel, weights_hash
+from ...shared.lora import unet_layers
+from ...shared.sampling import Conditioning
+from ...shared.soft_prompt import prompt_ids, spliced
+from .base import LATENT_FACTOR, DiffusionModel, Soft, TextEncoder
+
+
+@dataclass
+class StableDiffusionXL(DiffusionModel):
+    """Stable Diffusion XL base. An empty negative prompt is encoded as the hosts encode it, not zeroed."""
+
+    architecture = "sdxl"
+    title = "Stable Diffusion XL"
+    guidance_scale = 7.0
+    pipelines = ("StableDiffusionXLPipeline",)
+    mark = "conditioner.embedders.1.model."
+
+    tokenizer: CLIPTokenizer
+    tokenizer_2: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    text_encoder_2: CLIPTextModelWithProjection
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    scheduler: Any
+
+    @classmethod
+    def from_pipeline(cls, pipeline: Any) -> StableDiffusionXL:
+        return cls(
+            pipeline.tokenizer,
+            pipeline.tokenizer_2,
+            pipeline.text_encoder,
+            pipeline.text_encoder_2,
+            pipeline.unet,
+            pipeline.vae,
+            pipeline.scheduler,
+        )
+
+    def to(self, device: torch.device | str) -> StableDiffusionXL:
+        """As for every model; the VAE in float32 where float16 would overflow in it."""
+        super().to(device)
+        if torch.device(device).type == "cpu":
+            self.unet.set_attn_processor(AttnProcessor())
+        if self.vae.dtype == torch.float16 and self.vae.config["force_upcast"]:
+            self.vae.to(torch.float32)
+        return self
+
+    @property
+    def network(self) -> UNet2DConditionModel:
+        return self.unet
+
+    @property
+    def encoders(self) -> tuple[TextEncoder, ...]:
+        return (
+            TextEncoder("clip_l", self.text_encoder, self.tokenizer, "lora_te1"),
+            TextEncoder("clip_g", self.text_encoder_2, self.tokenizer_2, "lora_te2"),
+        )
+
+    def network_layers(self) -> dict[str, nn.Linear]:
+        return unet_layers(self.unet)
+
+    def encode(
+        self, prompts: Sequence[str], soft: Soft | None = None, length: int | None = None
+    ) -> Conditioning:
+        """{"text": (N, 77, 768 + 1280), "pooled": (N, 1280)}: the last but one hidden states of both."""
+        hidden, pooled = [], None
+        for encoder in self.encoders:
+            output = clip_output(encoder, prompts, soft, self.device)
+            hidden.append(output.hidden_states[-2])
+            pooled = output[0]  # of the second encoder, through its projection
+        assert pooled is not None
+        return {"text": torch.cat(hidden, dim=-1), "pooled": pooled}
+
+    def denoise(self, inputs: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The U-Net's output (B, 4, h, w); told that the picture is of this size and not cropped."""
+        dtype = self.unet.dtype
+        height, width = (LATENT_FACTOR * n for n in inputs.shape[-2:])
+        size = inputs.new_tensor([height, width, 0, 0, height, width]).to(dtype)
+        added = {
+            "text_embeds": conditioning["pooled"].to(dtype),
+            "time_ids": size.expand(len(inputs), 6),
+        }
+        text = conditioning["text"].to(dtype)
+        return self.unet(inputs.to(dtype), timesteps, text, added_cond_kwargs=added).sample
+
+    def describe(self, name: str) -> BaseModel:
+        unet = self.unet
+        widths = {
+            "clip_l": int(self.text_encoder.config.hidden_size),
+            "clip_g": int(self.text_encoder_2.config.hidden_size),
+            "context": int(unet.config["cross_attention_dim"]),
+            "unet": int(unet.config["block_out_channels"][0]),
+        }
+        hashed = weights_hash(unet.conv_in.weight, unet.conv_out.weight)
+        return BaseModel(name, self.architecture, widths, hashed)
+
+
+def clip_output(encoder: TextEncoder, prompts: Sequence[str], soft: Soft | None, device: torch.device) -> Any:
+    """What a CLIP text encoder says to N prompts, with all hidden states; [0] is pooled and projected."""
+    rows = None if soft is None else soft[encoder.name]
+    ids = prompt_ids(encoder.tokenizer, prompts, 0 if rows is None else len(rows))
+    with spliced(encoder.module, rows):
+        return encoder.module(ids.to(device), output_hidden_states=True)
