@@ -366,7 +366,9 @@ def main(arguments: list[str]) -> int:
             print(__doc__)
             return 0
         if word not in commands:
-            raise InstallError(f"unknown word '{word}': expected demo, studio or test, or none, as hosts call it")
+            raise InstallError(
+                f"unknown word '{word}': expected demo, studio or test, or none, as hosts call it"
+            )
         import platform
 
         check_python(sys.version_info[:2], platform.system(), platform.machine(), sys.maxsize > 2**32)

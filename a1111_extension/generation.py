@@ -155,36 +155,47 @@ class Generation:
         if request.place == IN_PROMPT:
             self._write_into_prompts(p, job)
 
-    def _write_into_prompts(self, p: Any, job: Job) -> None:
+    def _write_into_prompts(self, p: Any, job: Job, start: str = "all_", part: slice = slice(None)) -> None:
+        """Tokens and LoRA into the lists of prompts whose names begin with `start`, and `part` of all_..."""
         assert job.files is not None and job.adapter is not None
         words = visible_words(job.files)
-        for name in ("all_prompts", "all_hr_prompts"):
-            if words and getattr(p, name, None):
-                setattr(p, name, insert_all(getattr(p, name), words))
-        if job.adapter.negative_tokens and job.files.token:
-            for name in ("all_negative_prompts", "all_hr_negative_prompts"):
-                if getattr(p, name, None):
-                    setattr(p, name, insert_all(getattr(p, name), job.files.token))
+        negative = job.files.token if job.adapter.negative_tokens else None
+        for name, added in (("prompts", words), ("hr_prompts", words), ("negative_prompts", negative),
+                            ("hr_negative_prompts", negative)):  # fmt: skip
+            prompts = getattr(p, start + name, None)
+            if prompts and added:
+                written = insert_all(prompts, added)
+                setattr(p, start + name, written)
+                if not start and getattr(p, "all_" + name, None):
+                    everything = list(getattr(p, "all_" + name))
+                    everything[part] = written
+                    setattr(p, "all_" + name, everything)
+
+    def keep_visible(self, p: Any) -> None:
+        """Hook `before_process_batch`: scripts that ran after ours may have made the prompts anew."""
+        job = job_of(p)
+        if job is not None and job.files is not None and job.request.place == IN_PROMPT:
+            first = p.iteration * p.batch_size
+            self._write_into_prompts(p, job, "", slice(first, first + len(p.prompts)))
 
     def inject(self, p: Any) -> None:
         """Hook `process_batch`, after the host parsed the prompts and before it encodes them."""
         job = job_of(p)
         if job is None or job.files is None or job.adapter is None:
             return
-        files = job.files
-        if job.request.place != IN_PROMPT:
-            if files.token:
-                for name in (*ORDINARY, *(NEGATIVE if job.adapter.negative_tokens else ())):
-                    if getattr(p, name, None):
-                        setattr(p, name, insert_all(getattr(p, name), files.token))
-            if files.lora:
-                self.host.add_lora(p, files.lora)
-                job.own_loras = bool(getattr(p, "disable_extra_networks", False))
+        files, hidden = job.files, job.request.place != IN_PROMPT
+        if files.lora and hidden:
+            self.host.add_lora(p, files.lora)
+            job.own_loras = bool(getattr(p, "disable_extra_networks", False))
         if files.lora and self.host.matched_layers(files.lora) == 0:
             raise FairAdapterError(
                 f"{job.request.adapter}: none of its LoRA layers is in this model; load "
                 f"{job.adapter.info.base.name} or choose another adapter"
             )
+        if files.token and hidden:
+            for name in (*ORDINARY, *(NEGATIVE if job.adapter.negative_tokens else ())):
+                if getattr(p, name, None):
+                    setattr(p, name, insert_all(getattr(p, name), files.token))
 
     # ---- while sampling
 
@@ -204,7 +215,7 @@ class Generation:
         live = LiveBars(
             self.service.reader(), self.host.decode, show, every=options.live_every, target=job.target
         )
-        self.service.monitor.begin(live, self.origin)
+        self.service.monitor.begin(live, self.origin, options.live_preview)
         job.live = live
         return job
 

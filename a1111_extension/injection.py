@@ -44,7 +44,7 @@ def insert(text: str, words: str) -> str:
     """`words` before a prompt, and before each of its parts joined by AND; ours of before are replaced."""
     parts = _PART.split(strip(text))
     joined = [part if part == "AND" else f"{words} {part.strip()}".strip() for part in parts]
-    return " ".join(joined) if len(parts) > 1 else f"{words} {parts[0]}"
+    return " ".join(joined)
 
 
 def insert_all(prompts: Sequence[str], words: str) -> list[str]:

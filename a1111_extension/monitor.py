@@ -19,10 +19,14 @@ class LiveMonitor:
         self._state: dict[str, Any] = dict(IDLE)
         self._serial = 0
 
-    def begin(self, owner: object, origin: str) -> None:
-        """A sampling pass starts; frames of an earlier one are not shown any more."""
+    def begin(self, owner: object, origin: str, drawn: bool = False) -> None:
+        """A sampling pass starts; frames of an earlier one are not shown any more.
+
+        drawn: whether the bars stand in the host's preview, so that the page need not show them again.
+        """
         with self._lock:
-            self._owner, self._state = owner, {"active": True, "origin": origin, "frame": 0}
+            self._owner = owner
+            self._state = {"active": True, "origin": origin, "drawn": drawn, "frame": 0}
 
     def show(self, owner: object, frame: LiveFrame) -> bool:
         """Take a frame of the pass of `owner`; False if that pass is over."""

@@ -79,6 +79,10 @@ class FairAdapterScript(scripts.Script):
         self.generation.start(p, args)
 
     @guarded(before_sampling=True)
+    def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        self.generation.keep_visible(p)
+
+    @guarded(before_sampling=True)
     def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
         self.generation.inject(p)
 

@@ -92,6 +92,11 @@ class FairService:
         """Entries of the adapter menus."""
         return [NO_ADAPTER, *self.library.names()]
 
+    def first_choice(self) -> str:
+        """What the menus start with: the first adapter that can be used."""
+        names = (name for name in self.library.names() if not self.library.summary(name).error)
+        return next(names, NO_ADAPTER)
+
     def adapter(self, name: str) -> FairnessAdapter | None:
         """The adapter of a menu entry; None for "None". Raises FairAdapterError as the library."""
         return None if name in ("", NO_ADAPTER) else self.library.load(name)

@@ -64,9 +64,12 @@ def run(options: argparse.Namespace) -> int:
     page = build(service, session, options.adapters)
     style = (ROOT / "style.css").read_text(encoding="utf-8")
     page.queue(default_concurrency_limit=1)
+    theme = gradio.themes.Default(  # fonts of this machine: the page loads nothing from elsewhere
+        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
     page.launch(
         server_name="127.0.0.1", server_port=options.port, inbrowser=not options.no_browser,
-        theme=gradio.themes.Soft(), css=style, quiet=True, prevent_thread_lock=True,
+        theme=theme, css=style, quiet=True, prevent_thread_lock=True,
     )  # fmt: skip
     print(f"Fair Adapter studio: http://127.0.0.1:{options.port} (Ctrl-C ends it)", flush=True)
     page.block_thread()

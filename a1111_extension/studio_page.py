@@ -57,7 +57,7 @@ def build(service: FairService, session: PortraitSession, folder: Path) -> gr.Bl
 
 def _generate_tab(service: FairService, session: PortraitSession) -> None:
     steps, scale = session.defaults()
-    first = next(iter(service.library.names()), NO_ADAPTER)
+    first = service.first_choice()
     with gr.Row():
         with gr.Column(scale=2, min_width=360):
             gr.Markdown(INTRODUCTION.format(n=8 * session.model.latent_shape[1]))
@@ -82,16 +82,22 @@ def _generate_tab(service: FairService, session: PortraitSession) -> None:
                 guidance = gr.Slider(1.0, 8.0, value=scale, step=0.5, label="Guidance scale")
             start = gr.Button("Generate", variant="primary", elem_id="studio_generate")
         with gr.Column(scale=3, min_width=420):
-            live = gr.Image(label="Live bars", elem_id="studio_live", interactive=False, visible=False)
-            before = gr.HTML("", elem_id="studio_before")
-            after = gr.HTML("", elem_id="studio_after")
+            state = gr.Markdown("", elem_id="studio_state")
+            live = gr.Image(
+                show_label=False, elem_id="studio_live", interactive=False, visible=False, height=560
+            )
+            with gr.Row():
+                with gr.Column(min_width=280):
+                    before = gr.HTML("", elem_id="studio_before")
+                with gr.Column(min_width=280):
+                    after = gr.HTML("", elem_id="studio_after")
     ui.connect_target(service, adapter, preset, sliders, rows, target, strength, advice, session.base_model)
     inputs = [prompt, negative, adapter, target, strength, count, seed, number, guidance]
 
     def on_start(*values: Any) -> Iterator[list[Any]]:
         yield from generate(service, session, *values)
 
-    start.click(on_start, inputs, [live, before, after, seed])
+    start.click(on_start, inputs, [state, live, before, after, seed], show_progress="hidden")
 
 
 def generate(
@@ -107,7 +113,7 @@ def generate(
     steps: float,
     scale: float,
 ) -> Iterator[list[Any]]:
-    """Updates of [live picture, before, after, seed]: first without the adapter, then with it."""
+    """Updates of [state, live picture, before, after, seed]: first without the adapter, then with it."""
     try:
         adapter = service.adapter(name)
         aimed = service.target(name, text)
@@ -120,7 +126,7 @@ def generate(
             aimed = weights.target
         first = random.randrange(2**31) if seed is None or seed < 0 else int(seed)
         seeds = [first + i for i in range(int(count))]
-        yield [gr.update(visible=True, value=None), "", "", gr.update()]
+        yield ["Starting", gr.update(visible=False, value=None), "", "", gr.update()]
         passes: list[tuple[str, AdapterWeights | None]] = [("Without the adapter", None)]
         if weights is not None:
             passes.append((f"With {name}, the same noise", weights))
@@ -128,12 +134,13 @@ def generate(
         for index, (heading, chosen) in enumerate(passes):
             sampled = _Pass(service, session, prompt, negative, seeds, int(steps), scale, chosen, aimed)
             for frame in sampled.frames():
-                label = f"{heading}: step {frame.step} of {frame.total}"
-                yield [gr.update(value=frame.image, label=label), shown[0], shown[1], gr.update()]
+                text_now = f"**{heading}**, step {frame.step} of {frame.total}"
+                picture = gr.update(value=frame.image, visible=True)
+                yield [text_now, picture, shown[0], shown[1], gr.update()]
             shown[index] = sampled.finish(heading, notes if chosen is not None else [], name, text, strength)
-        yield [gr.update(visible=False), shown[0], shown[1], first]
+        yield ["", gr.update(visible=False), shown[0], shown[1], first]
     except FairAdapterError as error:
-        yield [gr.update(visible=False), views.message([str(error)], "error"), "", gr.update()]
+        yield ["", gr.update(visible=False), views.message([str(error)], "error"), "", gr.update()]
 
 
 class _Pass:

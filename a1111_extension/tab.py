@@ -56,7 +56,8 @@ def fill(service: FairService, host: Folders | None, local_folders: bool = True)
 
 def _library(service: FairService, host: Folders | None) -> None:
     names = service.library.names()
-    first = names[0] if names else None
+    usable = service.first_choice()
+    first = usable if usable != NO_ADAPTER else names[0] if names else None
     table = gr.HTML(_table(service), elem_id="fair_library_table")
     with gr.Row():
         chosen = gr.Dropdown(names, value=first, label="Adapter", elem_id="fair_library_choice")

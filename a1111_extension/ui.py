@@ -35,7 +35,7 @@ def build(
     accordion: makes the host's accordion with a check mark.  elem_id: the host's ids for widgets.
     base: the loaded model, for warnings; None if unknown.
     """
-    first = next(iter(service.library.names()), NO_ADAPTER)
+    first = service.first_choice()
     with accordion(elem_id=elem_id("enable")) as enabled:
         with gr.Row():
             adapter = gr.Dropdown(
@@ -222,18 +222,20 @@ _places: dict[str, dict[str, Any]] = {}
 def place_panel(service: FairService, component: Any, elem_id: str | None) -> None:
     """Called for every component of the host: puts the panel beside the log, fills it after each job."""
     for origin in ("txt2img", "img2img"):
+        names = {f"html_log_{origin}": "log", f"generation_info_{origin}": "information"}
+        part = names.get(elem_id or "")
         place = _places.setdefault(origin, {})
-        if elem_id == f"html_log_{origin}" and place.get("beside") is not component:
-            place["beside"] = component
-            place["panel"] = gr.HTML("", elem_id=f"fair_panel_{origin}")
-        elif elem_id == f"generation_info_{origin}" and place.get("information") is not component:
-            place["information"] = component
-        else:
+        if part is None or place.get(part) is component:
             continue
-        if place.get("panel") is not None and place.get("information") is not None:
-            fill = last_html(service, origin)
-            place["information"].change(fill, [place["information"]], [place["panel"]], queue=False)
-            _places[origin] = {"beside": place.get("beside"), "information": place["information"]}
+        if "wired" in place:  # the host builds its page anew
+            place.clear()
+        place[part] = component
+        if part == "log":
+            place["panel"] = gr.HTML("", elem_id=f"fair_panel_{origin}")
+        if "panel" in place and "information" in place:
+            fill, information = last_html(service, origin), place["information"]
+            information.change(fill, [information], [place["panel"]], queue=False)
+            place["wired"] = True
 
 
 def last_html(service: FairService, origin: str) -> Callable[[Any], str]:

@@ -15,7 +15,7 @@ from ..shared.adapter_info import BaseModel, weights_hash
 from ..shared.attributes import TargetDistribution
 from ..shared.errors import FairAdapterError
 
-ENCODERS = {"clip_l": "l", "clip_g": "g", "clip_h": "h"}  # ours -> the tokenizer's
+ENCODERS = {"clip_l": "l", "clip_g": "g", "clip_h": "h", "t5xxl": "t5xxl"}  # ours -> the tokenizer's
 FAMILIES = {"SD15": "sd1", "SD20": "sd2", "SDXL": "sdxl", "SDXLRefiner": "sdxl-refiner", "SD3": "sd3"}
 PROMPTS = ("as trained", "positive prompt", "both prompts")
 _ENDS = {  # architecture -> first and last layer of the network, by which weights are told apart
@@ -27,13 +27,14 @@ _log = logging.getLogger("fair_adapter")
 @dataclass(frozen=True, eq=False)
 class Applied:
     """model, clip: the patched copies.  negative: the CLIP for the negative prompt.
-    layers: LoRA layers that were matched.  tokens: encoder -> soft tokens.  warnings: one line each.
+    layers: LoRA layers that were matched, and how many there are.  tokens: encoder -> soft tokens.
+    warnings: one line each.
     """
 
     model: Any
     clip: Any
     negative: Any
-    layers: int
+    layers: tuple[int, int]
     tokens: Mapping[str, int]
     weights: AdapterWeights
     warnings: tuple[str, ...]
@@ -57,10 +58,10 @@ def apply(
         raise FairAdapterError("CLIP: expected a text encoder, found none; connect the checkpoint's CLIP")
     warnings = adapter.check_base(describe(model, clip))
     weights = adapter.at(target, strength)
-    layers = 0
+    taken, layers = 0, len(adapter.layers) if weights.lora else 0
     if weights.lora:
         adapter.check_layers(layer_shapes(model, clip, adapter.layers))
-        model, clip, layers = patched(model, clip, weights.lora, adapter.source)
+        model, clip, taken = patched(model, clip, weights.lora, adapter.source)
     negative = clip
     if weights.soft:
         clip = with_tokens(clip, weights.soft, adapter.source)
@@ -69,7 +70,7 @@ def apply(
     for line in (*warnings, *weights.warnings):
         _log.warning("Fair Adapter: %s: %s", adapter.info.name, line)
     tokens = {name: len(value) for name, value in weights.soft.items()}
-    return Applied(model, clip, negative, layers, tokens, weights, (*warnings, *weights.warnings))
+    return Applied(model, clip, negative, (taken, layers), tokens, weights, (*warnings, *weights.warnings))
 
 
 # ---- what the model is
@@ -87,7 +88,11 @@ def describe(model: Any, clip: Any) -> BaseModel:
         width = config.unet_config.get(key)
         if isinstance(width, int):
             widths[part] = width
-    return BaseModel("the connected model", architecture, widths, _hash(model, architecture))
+    ends = _ends(model, architecture)
+    if architecture == "sd3" and ends:
+        widths["transformer"] = int(ends[0].shape[0])
+    hashed = weights_hash(*ends) if ends else ""
+    return BaseModel("the connected model", architecture, widths, hashed)
 
 
 def _tables(clip: Any) -> dict[str, Tensor]:
@@ -100,16 +105,16 @@ def _tables(clip: Any) -> dict[str, Tensor]:
     return found
 
 
-def _hash(model: Any, architecture: str) -> str:
-    """`weights_hash` of the network; empty where its ends can't be read (quantised or unknown layers)."""
+def _ends(model: Any, architecture: str) -> tuple[Tensor, Tensor] | None:
+    """Weights of the network's first and last layer; None where they can't be read (quantised, unknown)."""
     network = model.model.diffusion_model
     first, last = _ENDS.get(architecture, ("input_blocks.0.0.weight", "out.2.weight"))
     try:
         weights = network.get_parameter(first), network.get_parameter(last)
     except AttributeError:
-        return ""
-    floating = all(weight.is_floating_point() and weight.device.type != "meta" for weight in weights)
-    return weights_hash(*weights) if floating else ""
+        return None
+    real = all(weight.is_floating_point() and weight.device.type != "meta" for weight in weights)
+    return weights if real else None
 
 
 def layer_shapes(model: Any, clip: Any, wanted: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
@@ -121,18 +126,22 @@ def layer_shapes(model: Any, clip: Any, wanted: Mapping[str, tuple[int, int]]) -
     tensors = {**clip.cond_stage_model.state_dict(), **model.model.state_dict()}
     found: dict[str, tuple[int, ...]] = {}
     for name in wanted:
-        weight = tensors.get(keys.get(name, ""))
-        if weight is not None:
-            packed = not weight.is_floating_point()
-            found[name] = wanted[name] if packed else tuple(weight.shape[:2])
+        place = keys.get(name, "")
+        key, part = (place, None) if isinstance(place, str) else (place[0], place[1])
+        weight = tensors.get(key)
+        if weight is None:
+            continue
+        shape = list(weight.shape[:2])
+        if part is not None:  # SD3 keeps query, key and value in one weight: (axis, start, length)
+            shape[part[0]] = part[2]
+        found[name] = tuple(shape) if weight.is_floating_point() else wanted[name]
     return found
 
 
-def key_map(model: Any, clip: Any) -> dict[str, str]:
-    """kohya name -> key of the weight, of network and text encoders."""
+def key_map(model: Any, clip: Any) -> dict[str, Any]:
+    """kohya name -> key of the weight, or (key, part, ...) of one that it is a part of."""
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
-    keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
-    return {name: key for name, key in keys.items() if isinstance(key, str)}
+    return comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
 
 
 def patched(model: Any, clip: Any, lora: Mapping[str, Tensor], source: str) -> tuple[Any, Any, int]:
@@ -175,8 +184,8 @@ def with_tokens(clip: Any, soft: Mapping[str, Tensor], source: str) -> Any:
 class SoftTokenizer:
     """A tokenizer whose every text begins with soft tokens; all else is the wrapped tokenizer's.
 
-    tokens: tokenizer key ("l", "g", "h") -> (n, d). A tensor in place of a token id is how ComfyUI itself
-    carries textual inversions, so that the text encoder and every node that encodes text need no change.
+    tokens: tokenizer key ("l", "g", "h", "t5xxl") -> (n, d). A tensor in place of a token id is how ComfyUI
+    itself carries textual inversions: the text encoder and the nodes that encode text need no change.
     """
 
     def __init__(self, inner: Any, tokens: Mapping[str, Tensor]) -> None:
@@ -192,7 +201,8 @@ class SoftTokenizer:
         result = {}
         for name, chunks in self._inner.tokenize_with_weights(text, True, **options).items():
             if name in self._tokens:
-                chunks = prepend(chunks, self._tokens[name], getattr(self._inner, f"clip_{name}"))
+                part = name if name == "t5xxl" else f"clip_{name}"
+                chunks = prepend(chunks, self._tokens[name], getattr(self._inner, part))
             result[name] = chunks if return_word_ids else [[e[:2] for e in chunk] for chunk in chunks]
         return result
 
@@ -201,10 +211,11 @@ Entry = tuple[Any, float, int]  # token id or embedding row, weight, word; word 
 
 
 def prepend(chunks: Sequence[Sequence[Entry]], soft: Tensor, tokenizer: Any) -> list[list[Entry]]:
-    """Chunks of one text with soft tokens (n, d) after the first start token; words move up, none is lost.
+    """Chunks of one text with soft tokens (n, d) before its words; words move up, none is lost.
 
     A group of less than 8 tokens is not divided between chunks, as in ComfyUI's own tokenizer: what comes out
-    is what it makes of a textual inversion at the beginning of the text.
+    is what it makes of a textual inversion at the beginning of the text. T5 has no start token, one chunk of
+    any length, and padding up to a least length.
     """
     groups: list[list[Entry]] = [[(row, 1.0, 1) for row in soft]]
     for token, weight, word in (entry for chunk in chunks for entry in chunk):
@@ -212,18 +223,20 @@ def prepend(chunks: Sequence[Sequence[Entry]], soft: Tensor, tokenizer: Any) -> 
             if groups[-1][0][2] != word + 1:
                 groups.append([])
             groups[-1].append((token, weight, word + 1))
+    start = [] if tokenizer.start_token is None else [_plain(tokenizer.start_token)]
     room = tokenizer.max_length - 1  # the end token's place
-    result: list[list[Entry]] = [[_plain(tokenizer.start_token)]]
+    result: list[list[Entry]] = [[*start]]
     for group in groups:
         while len(result[-1]) + len(group) > room:
             fits = room - len(result[-1]) if len(group) >= tokenizer.max_word_length else 0
             result[-1] += group[:fits]
             group = group[fits:]
-            result.append([_plain(tokenizer.start_token)])
+            result.append([*start])
         result[-1] += group
+    length = tokenizer.max_length if tokenizer.pad_to_max_length else tokenizer.min_length or 0
     for chunk in result:
         chunk.append(_plain(tokenizer.end_token))
-        chunk += [_plain(tokenizer.pad_token)] * (tokenizer.max_length - len(chunk))
+        chunk += [_plain(tokenizer.pad_token)] * (length - len(chunk))
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -229,8 +230,6 @@ def _save(prefix: str, chart: Any, csv: str) -> list[str]:
 
     Raises FairAdapterError for a name that leaves the folder or can't be written.
     """
-    import io as bytes_io
-
     output = Path(folder_paths.get_output_directory()).resolve()
     folder = (output / prefix.strip()).parent.resolve()
     name = Path(prefix.strip()).name
@@ -241,7 +240,7 @@ def _save(prefix: str, chart: Any, csv: str) -> list[str]:
     number = 1
     while any((folder / f"{name}_{number:05}{suffix}").exists() for suffix in (".csv", ".png")):
         number += 1
-    data = bytes_io.BytesIO()
+    data = BytesIO()
     chart.save(data, "PNG")
     contents = {".csv": csv.encode("utf-8"), ".png": data.getvalue()}
     saved = []

@@ -85,10 +85,10 @@ def summary_dict(summary: AdapterSummary) -> dict[str, Any]:
     }
 
 
-def applied(adapter: FairnessAdapter, layers: int, tokens: Mapping[str, int], target: str) -> str:
-    """What was put onto a model."""
+def applied(adapter: FairnessAdapter, layers: tuple[int, int], tokens: Mapping[str, int], target: str) -> str:
+    """What was put onto a model.  layers: LoRA layers matched, and all."""
     parts = [f"{count} soft tokens in {name}" for name, count in tokens.items()]
-    parts += [f"{layers} of {layers} LoRA layers matched"] if layers else []
+    parts += [f"{layers[0]} of {layers[1]} LoRA layers matched"] if layers[1] else []
     return f"{adapter.info.name} at {target}: {', '.join(parts) or 'nothing (strength 0 is the base model)'}"
 
 

@@ -1,4 +1,5 @@
-// Fair Adapter: while a picture is being made, the shares so far as a small strip over the host's own preview.
+// Fair Adapter: while a picture is being made, the shares so far as a small strip over the host's own preview,
+// unless the settings draw the bars into that preview.
 (function () {
     "use strict";
     const PERIOD = 500; // ms between two questions to the server
@@ -49,7 +50,7 @@
             const answer = await fetch("./fair-adapter/live");
             refused = answer.status === 401;
             const live = answer.ok ? await answer.json() : { active: false };
-            if (live.active && live.pictures && place.isConnected) draw(place, live);
+            if (live.active && live.pictures && !live.drawn && place.isConnected) draw(place, live);
         } catch (error) {
             console.debug("Fair Adapter: no answer from the server", error);
         } finally {

@@ -92,8 +92,9 @@ class AdapterLibrary:
                 path = folder / candidate
                 if candidate.suffix == SUFFIX and path.is_file():
                     return path
-        near = difflib.get_close_matches(name, self.names(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else self._choice()
+        stems = {other.removesuffix(SUFFIX): other for other in self.names()}
+        near = difflib.get_close_matches(name.removesuffix(SUFFIX), stems, n=1)
+        hint = f"did you mean {stems[near[0]]!r}?" if near else self._choice()
         raise FairAdapterError(
             f"adapter {name[:100]!r}: expected one of the adapter files, found none; {hint}"
         )

@@ -25,13 +25,15 @@ def test_live_bytes_count_what_is_alive_once_and_no_weights():
         a = torch.ones(1000)
         b = a.view(10, 100)[:5]
         c = weights + 1
-        assert live.current == 2 * 4000 and weights.view(10, 100).sum() == 0
+        d = weights.view(10, 100)
+        assert live.current == 2 * 4000 and d.shape == (10, 100)
         del c
-        assert live.current == 4000 + 4  # and the sum
+        assert live.current == 4000
         del a
         assert live.current >= 4000  # b is a part of it
         del b
-    assert live.peak == 2 * 4000 + 4
+        assert live.current == 0
+    assert live.peak == 2 * 4000
 
 
 def test_live_bytes_see_what_a_graph_holds():
@@ -48,10 +50,10 @@ def test_live_bytes_see_what_a_graph_holds():
 
     peaks = {}
     for steps in (10, 50):
-        for graph in (0, 1):
+        for graph in (False, True):
             peaks[steps, graph] = cost(partial(chain, steps, graph), CPU, [weight]).bytes
-    assert peaks[50, 1] - peaks[10, 1] == 40 * 4000
-    assert peaks[50, 0] == peaks[10, 0] <= 3 * 4000
+    assert peaks[50, True] - peaks[10, True] == 40 * 4000
+    assert peaks[50, False] == peaks[10, False] <= 3 * 4000
 
 
 def test_operations_and_time():
@@ -139,7 +141,8 @@ def test_ratios_are_baseline_over_ours(measurement):
     assert ratios["cached"]["memory"] == 4.0 and ratios["cached"]["gradient_error"] == 0.0
     assert ratios["subset"]["cosine"] == pytest.approx(0.5**0.5) and "gradient_error" not in ratios["subset"]
     assert measurement.memory_growth == pytest.approx(0.05)
-    slower = replace(measurement, lines={**measurement.lines, "subset": measurement.lines["both_branches"]})
+    slower = replace(measurement.lines["subset"], seconds=measurement.lines["both_branches"].seconds)
+    slower = replace(measurement, lines={**measurement.lines, "subset": slower})
     assert worst([measurement, slower])["subset"]["time"] == 2.0
     assert plot([measurement])[:4] == b"\x89PNG" and plot([replace(measurement, sweeps={})]) is None
 

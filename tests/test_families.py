@@ -21,9 +21,11 @@ from fair_adapter.shared.lora import LoraSet, peft_tensors
 from fair_adapter.shared.sampling import rollout
 from fair_adapter.shared.seeds import starting_noise
 from fair_adapter.tests.tiny_families import NAMES, pipeline, tiny
+from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
 from fair_adapter.trainer.families.base import DiffusionModel
 from fair_adapter.trainer.families.registry import families, family_of_file, load, with_scheduler
 from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
+from fair_adapter.trainer.portrait.single_file import write_single_file
 from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig, describe_base
 
 SPACE = TargetSpace(TargetDistribution.parse("gender=50/50"), "cells", {"gender": {"female": (0.1, 0.9)}})
@@ -228,6 +230,18 @@ def test_checkpoints_are_recognised_by_their_keys(tmp_path: Path) -> None:
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
     with pytest.raises(FairAdapterError, match="not a LoRA"):
         load(tmp_path / "lora.safetensors")
+
+
+def test_a_single_file_is_the_folder_that_it_was_made_of(tmp_path: Path) -> None:
+    folder, file = write_tiny_pipeline(tmp_path / "pipeline", layers=2), tmp_path / "model.safetensors"
+    write_single_file(folder, file)
+    one, other = load(folder), load(file, config=str(folder))
+    assert type(other) is StableDiffusion and one.describe("x") == other.describe("x")
+    pictures = [m.generate(PROMPTS[:1], [1], 2.0, steps=2) for m in (one, other)]
+    assert torch.allclose(*pictures, atol=1e-6)
+    with pytest.raises(FairAdapterError, match=r"go online once, or set model\.config") as caught:
+        load(file)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_model_says_so_in_one_line(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from fair_adapter.shared.reader import FaceReader
 from fair_adapter.tests.fixture_faces import images
 
 READER = FaceReader()
+PATIENCE = 300.0  # seconds: an end for tests that hang, however busy the machine
 
 
 def pictures(latents: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ class Gate:
     def __call__(self, latents: Tensor) -> Tensor:
         self.seen.append(latents)
         self.begun.set()
-        assert self.open.wait(30)
+        assert self.open.wait(PATIENCE)
         return latents
 
 
@@ -51,8 +52,8 @@ def run(
     for step in range(1, steps + 1):
         shown.clear()
         if bars.offer(step, steps, images()[:2]):
-            assert shown.wait(30)
-    bars.close()
+            assert shown.wait(PATIENCE)
+    bars.close(PATIENCE)
     return frames, bars
 
 
@@ -83,11 +84,11 @@ def test_a_busy_worker_drops_frames_and_never_the_last() -> None:
     latents = images()[:1].clone()
     assert bars.offer(1, 5, latents)
     latents.zero_()  # a sampler goes on to work in place: the worker has a copy
-    assert gate.begun.wait(30)
+    assert gate.begun.wait(PATIENCE)
     for step in (2, 3, 4, 5):
         assert bars.offer(step, 5, images()[:1])  # returns although the decoder stands still
     gate.open.set()
-    bars.close()
+    bars.close(PATIENCE)
     assert [f.step for f in frames] == [1, 5]
     assert torch.equal(gate.seen[0], images()[:1])
 
@@ -109,9 +110,9 @@ def run_without_waiting(decode: Callable[[Tensor], Tensor]) -> tuple[list[LiveFr
     bars = LiveBars(READER, decode, frames.append, every=1)
     assert bars.offer(1, 3, images()[:1])
     assert bars._thread is not None
-    bars._thread.join(30)
+    bars._thread.join(PATIENCE)
     assert not bars.offer(2, 3, images()[:1]) and not bars.offer(3, 3, images()[:1])
-    bars.close()
+    bars.close(PATIENCE)
     return frames, bars
 
 
@@ -129,7 +130,7 @@ def test_closing() -> None:
     assert not idle.offer(3, 3, images()[:1])
     gate = Gate()
     stuck = LiveBars(READER, gate, lambda frame: None)
-    assert stuck.offer(3, 3, images()[:1]) and gate.begun.wait(30)
+    assert stuck.offer(3, 3, images()[:1]) and gate.begun.wait(PATIENCE)
     stuck.close(wait=0.01)  # a decoder that hangs is left behind
     assert stuck._thread is not None and stuck._thread.is_alive()
     gate.open.set()

@@ -19,8 +19,8 @@ from fair_adapter.trainer.portrait.models import (
 WIDTH = 8
 
 
-def write_tiny_pipeline(folder: Path) -> Path:
-    """A diffusers folder with model card; the same weights every time."""
+def write_tiny_pipeline(folder: Path, layers: int = 1) -> Path:
+    """A diffusers folder with model card; the same weights every time.  layers: of a U-Net block."""
     torch.manual_seed(0)
     unet, vae, text = build_unet().config, build_vae().config, build_text_encoder().config
     tiny_text = {
@@ -37,7 +37,7 @@ def write_tiny_pipeline(folder: Path) -> Path:
                 "sample_size": 8,
                 "block_out_channels": (4, 8, 8, 8),
                 "norm_num_groups": 4,
-                "layers_per_block": 1,
+                "layers_per_block": layers,
                 "cross_attention_dim": WIDTH,
             }
         ),

@@ -43,7 +43,7 @@ from fair_adapter.trainer.benchmark_methods.methods import Workbench
 from fair_adapter.trainer.benchmark_methods.models import build
 from fair_adapter.trainer.benchmark_methods.results import COLUMNS, Line, Measurement, plot, worst
 from fair_adapter.trainer.tables import print_table
-from fair_adapter.trainer.training.setup import DTYPES, guidance_scale
+from fair_adapter.trainer.training.setup import DTYPES, compile_network, guidance_scale
 
 # model -> images of an iteration, images at a time
 SIZES = {"portrait": (4, 4), "medium": (2, 2), "sd15": (24, 8), "sdxl": (8, 1)}
@@ -97,6 +97,8 @@ def _bench(
     model = build(name, torch.device(options.device), DTYPES[dtype])
     if options.size:
         model.resize(options.size)
+    if options.compile:
+        compile_network(model)
     scale = guidance_scale(None, "portrait") if name == "portrait" else 7.5
     return Workbench.build(
         model, images, min(at_once, images), steps, options.device, dtype, scale, options.rank
@@ -188,6 +190,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rank", type=int, default=50, help="of the LoRA (50)")
     add("--size", type=int, default=0, help="px of the pictures (default: the model's)")
     add("--dtype", choices=tuple(DTYPES), help="of the weights (float32 on a CPU, bfloat16 on a GPU)")
+    add("--compile", action="store_true", help="torch.compile the network")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--no-sweeps", dest="sweeps", action="store_false", help="nothing over N and the number of steps")
     add(

@@ -127,8 +127,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         evaluate.check(options)
         options.processes = evaluate.launched(options.device)
         comparison = compare(options)
-        if options.processes is not None and not options.processes.first:
-            return 0
+        if options.processes is not None:
+            options.processes.close()
+            if not options.processes.first:
+                return 0
         files = comparison.write(options.out)
     except FairAdapterError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -237,8 +237,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check(options)
         options.processes = launched(options.device)
         report = evaluate(options)
-        if options.processes is not None and not options.processes.first:
-            return 0
+        if options.processes is not None:
+            options.processes.close()
+            if not options.processes.first:
+                return 0
         files = report.write(options.out)
     except FairAdapterError as error:
         print(f"error: {error}", file=sys.stderr)

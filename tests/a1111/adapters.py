@@ -6,6 +6,7 @@ of layer besides.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,6 +60,27 @@ def words_adapter(
         "fair.soft_neutral.clip_l": word_vectors(",", count),
     }
     return FairnessAdapter(describe(name, space), tensors, name)
+
+
+def fixed_adapter(name: str, words: str, count: int = 4) -> FairnessAdapter:
+    """For one target alone: its tokens are the words', so that typing the words draws the same."""
+    tensors = {"fair.soft.clip_l": word_vectors(words, count)}
+    return FairnessAdapter(describe(name, TargetSpace(SPACE.default)), tensors, name)
+
+
+def foreign_adapter(name: str) -> FairnessAdapter:
+    """Made for a model of other widths."""
+    info = replace(describe(name, SPACE), base=BaseModel("another model", "sd1", {"clip_l": 8}))
+    tensors = {"fair.soft.clip_l": torch.zeros(3, 8), "fair.soft_target.clip_l": torch.zeros(2, 3, 8)}
+    return FairnessAdapter(info, tensors, name)
+
+
+def misfit_adapter(name: str) -> FairnessAdapter:
+    """Of the right widths, with a LoRA for layers that the portrait model lacks."""
+    layer = "lora_te_text_model_encoder_layers_11_mlp_fc1"
+    tensors = {f"{layer}.lora_down.weight": torch.ones(2, 64), f"{layer}.lora_up.weight": torch.ones(256, 2)}
+    tensors[f"{layer}.alpha"] = torch.tensor(2.0)
+    return FairnessAdapter(describe(name, TargetSpace(SPACE.default)), tensors, name)
 
 
 def random_adapter(

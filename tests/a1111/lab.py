@@ -87,13 +87,28 @@ def install_extension(root: Path) -> Path:
     return target
 
 
-def make_installation(root: Path) -> Path:
+def make_installation(root: Path, extension: bool = True) -> Path:
     """A webui folder: the stand-in, the extension, empty folders for models."""
     shutil.copytree(STANDIN, root, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     for name in ("embeddings", "models/Lora", "models/fair_adapters", "extensions"):
         (root / name).mkdir(parents=True, exist_ok=True)
-    install_extension(root)
+    if extension:
+        install_extension(root)
+    later = (
+        root / "extensions" / "z-later" / "scripts"
+    )  # scripts of extensions run in the order of their names
+    later.mkdir(parents=True)
+    shutil.copy(Path(__file__).parent / "later_script.py", later / "later.py")
     return root
+
+
+def run_install(python: Path, root: Path) -> subprocess.CompletedProcess[str]:
+    """install.py of the extension, as the hosts call it at every start."""
+    script = root / "extensions" / "fair-adapter" / "install.py"
+    env = {**environ(root, False), "PYTHONPATH": str(root)}
+    return subprocess.run(
+        [str(python), str(script)], capture_output=True, text=True, cwd=root, env=env, timeout=300
+    )
 
 
 def environ(root: Path, forge: bool, **more: str) -> dict[str, str]:
@@ -161,3 +176,67 @@ def start(python: Path, root: Path, kind: str, timeout: float = 180, **more: str
             raise AssertionError(f"the stand-in did not start:\n{server.said()[-3000:]}")
         time.sleep(0.2)
     return server
+
+
+# ---- a real installation
+
+MARK = "fair-adapter-under-test"  # what we add there bears this name, and goes again
+ADAPTER = Path("models", "fair_adapters", "gender-words.safetensors")
+OPTIONS = ("--api", "--skip-torch-cuda-test", "--no-half", "--no-half-vae", "--disable-nan-check")
+
+
+def start_real(root: Path, timeout: float = 900) -> Server:
+    """Start the webui in `root` with this extension and, on A1111, the portrait model as its checkpoint.
+
+    Its Python is FAIR_ADAPTER_WEBUI_PYTHON, or that of its venv. Forge needs a checkpoint of ordinary size
+    and keeps its own.
+    """
+    if not (root / "launch.py").is_file():
+        raise AssertionError(
+            f"--webui {root}: expected the folder of AUTOMATIC1111 or Forge, found no launch.py"
+        )
+    forge = (root / "modules_forge").is_dir()
+    from fair_adapter.tests.a1111.adapters import words_adapter
+
+    words = words_adapter("gender-words", {"female": "teacher", "male": "engineer"})
+    words.write(root / ADAPTER, overwrite=True)
+    own = root / "venv" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    python = os.environ.get("FAIR_ADAPTER_WEBUI_PYTHON") or (str(own) if own.exists() else sys.executable)
+    (root / "extensions" / MARK).symlink_to(ROOT, target_is_directory=True)
+    command = [python, "launch.py", *OPTIONS]
+    if not forge:
+        from fair_adapter.trainer.portrait.single_file import write_single_file
+
+        checkpoint = root / "models" / "Stable-diffusion" / f"{MARK}.safetensors"
+        write_single_file(ROOT / "shared" / "portrait", checkpoint)
+        command += ["--ckpt", str(checkpoint), "--use-cpu", "all"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = root / f"{MARK}.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*command, "--port", str(port)], stdout=out, stderr=subprocess.STDOUT, cwd=root
+        )
+    server = Server(f"http://127.0.0.1:{port}", "forge" if forge else "a1111", root, process, log)
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            if "status" not in server.call("/sdapi/v1/progress"):
+                return server
+        except (urllib.error.URLError, OSError):
+            pass  # not yet
+        if process.poll() is not None or time.monotonic() > deadline:
+            server.stop()
+            clean_real(root)
+            raise AssertionError(f"{root} did not start:\n{server.said()[-3000:]}")
+        time.sleep(1)
+
+
+def clean_real(root: Path) -> None:
+    """Take what `start_real` added out again."""
+    (root / "extensions" / MARK).unlink(missing_ok=True)
+    models = root / "models" / "Stable-diffusion"
+    for path in (*models.glob(f"{MARK}.*"), root / f"{MARK}.log", root / ADAPTER):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(models / f"{MARK}_text", ignore_errors=True)

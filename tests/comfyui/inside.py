@@ -28,6 +28,7 @@ import utils.install_util  # noqa: F401  (before nodes.py makes comfy/utils.py t
 import nodes  # noqa: F401  # isort: skip  (what ComfyUI has loaded when it comes to custom nodes)
 import server  # noqa: F401
 import torch
+from comfy.text_encoders.sd3_clip import SD3Tokenizer
 from inside_models import large_models
 from inside_tokens import soft_tokens
 
@@ -136,5 +137,7 @@ found["tokens"] = {"portrait": soft_tokens(application, parts[1].tokenizer, "por
 for name, (result, tokenizer, widths) in large_models(application, embeddings).items():
     found[name] = result
     found["tokens"][name] = soft_tokens(application, tokenizer, name, widths, embeddings)
+widths = {"clip_l": 768, "clip_g": 1280, "t5xxl": 4096}
+found["tokens"]["sd3"] = soft_tokens(application, SD3Tokenizer(str(embeddings)), "sd3", widths, embeddings)
 found["missing_package"] = missing_package()
 print("RESULT " + json.dumps(found))

@@ -30,7 +30,6 @@ PACKAGES = (  # what ComfyUI 0.3.75 needs beside torch, transformers, safetensor
     "alembic==1.20.1",
     "av==18.1.0",
     "einops==0.8.2",
-    "playwright==1.65.2",
     "pydantic-settings==2.16.3",
     "sentencepiece==0.2.3",
     "SQLAlchemy==2.1.9",
@@ -123,7 +122,7 @@ def _run(*command: str | Path) -> str:
 
 
 def add_packages(lab: Lab) -> None:
-    """Make the lab's packages (aiohttp, playwright) importable here, after our own."""
+    """Make the lab's packages (aiohttp) importable here, after our own."""
     for folder in (*lab.python.parents[1].glob("lib/python3*/site-packages"), lab.python.parents[1] / "Lib"):
         if folder.name == "Lib":
             folder = folder / "site-packages"

@@ -32,8 +32,9 @@ def test_all_nodes_are_registered_as_before(client: Client) -> None:
 
 
 def signature(table: dict) -> dict:
+    """Names and types in their order: a saved workflow keeps the values of widgets by position."""
     inputs = {
-        kind: {name: entry[0] if isinstance(entry[0], str) else "COMBO" for name, entry in rows.items()}
+        kind: [[name, entry[0] if isinstance(entry[0], str) else "COMBO"] for name, entry in rows.items()]
         for kind, rows in table["input"].items()
         if kind != "hidden"
     }

@@ -55,7 +55,7 @@ def test_large_models_are_recognised(
     assert found[name] == {"architecture": name, "widths": widths, "layers": layers, "wrong": []}
 
 
-@pytest.mark.parametrize("name", ["portrait", "sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("name", ["portrait", "sd1", "sd2", "sdxl", "sd3"])
 def test_soft_tokens_stand_where_an_embedding_would(found: dict[str, Any], name: str) -> None:
     assert found["tokens"][name] == {"texts": 11, "wrong": [], "passed_on": True}
 

@@ -35,7 +35,7 @@ from fair_adapter.trainer.portrait.stages import Recipe, encode_pool, train_unet
 from fair_adapter.trainer.portrait.world import build_world
 
 STAGES = ("sources", "pool", "vae", "latents", "unet", "export")
-GUIDANCE_SCALE = 2.0
+GUIDANCE_SCALE = 2.75
 
 
 def run_stage(stage: str, options: argparse.Namespace, recipe: Recipe) -> None:

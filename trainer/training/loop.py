@@ -271,11 +271,11 @@ class Training:
 
     def gradient_steps(self, iteration: int, entry: Entry, mine: slice) -> Tensor | None:
         """The steps of each image that get a gradient; None is all."""
-        count = self.config.sampling.gradient_steps
-        if not count or count == entry.steps:
+        count, total = self.config.sampling.gradient_steps, self.sampler(entry.steps).steps
+        if not count or count >= total:  # some schedulers call the network more often than they were asked to
             return None
         generator = torch.Generator().manual_seed(self.config.run.seed * 1_000_003 + iteration)
-        return draw_steps(entry.steps, count, entry.images, generator)[mine]
+        return draw_steps(total, count, entry.images, generator)[mine]
 
     def cotangent(
         self,

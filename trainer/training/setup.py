@@ -81,7 +81,7 @@ def prepare(
     model = load_base(config.model, processes.device) if model is None else model
     model.checkpoint(config.sampling.checkpoint != "none", config.sampling.checkpoint == "all")
     if config.model.compile:
-        _compile(model)
+        compile_network(model)
     adaptation = Adaptation.create(model, space, _adaptation(config))
     adaptation.attach()
     batches = MicroBatches(config.sampling, _loud(processes, say))
@@ -129,7 +129,7 @@ def load_base(config: ModelConfig, device: torch.device | str) -> DiffusionModel
                 "model.encoding=host"
             )
         model.paper_encoding = True
-    model.sampler(1)  # a scheduler that can't be used is found here
+    model.sampler(10)  # a scheduler that can't be used is found here
     return model
 
 
@@ -140,7 +140,7 @@ def watch_hooks() -> None:
     torch._dynamo.config.skip_nnmodule_hook_guards = False
 
 
-def _compile(model: DiffusionModel) -> None:
+def compile_network(model: DiffusionModel) -> None:
     """Compile the network in place; say so where that does not work, and go on without."""
     watch_hooks()
     model.network.compile()

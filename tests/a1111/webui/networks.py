@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 
 SUFFIXES = {
     "lora_down.weight": "down", "lora_A.weight": "down", "lora_up.weight": "up", "lora_B.weight": "up",
-    "alpha": "alpha",
+    "lora_linear_layer.down.weight": "down", "lora_linear_layer.up.weight": "up", "alpha": "alpha",
 }  # fmt: skip
-DOTTED = re.compile(r"text_encoder\.(text_model\..+)\.(lora_[AB]\.weight)")
+DOTTED = re.compile(
+    r"text_encoder\.(text_model\..+)\.(lora_[AB]\.weight|lora_linear_layer\.(?:down|up)\.weight)"
+)
 loaded_networks = []
 _originals = {}
 
@@ -37,7 +39,7 @@ def split_key(key, forge):
     if dotted:
         return "lora_te_" + dotted[1].replace(".", "_"), SUFFIXES[dotted[2]]
     layer, _, suffix = key.partition(".")
-    return (layer, SUFFIXES[suffix]) if suffix in SUFFIXES else None
+    return (layer, SUFFIXES[suffix]) if suffix in SUFFIXES and layer.startswith("lora_") else None
 
 
 def accepted(tensors, names, forge):

@@ -52,8 +52,8 @@ def generate(runner, body):
     text = body.pop("infotext", None)
     if text:
         found = paste_into(runner, values, text)
-        body.setdefault("prompt", found["Prompt"])
-        body.setdefault("seed", int(found.get("Seed", -1)))
+        body["prompt"] = body.get("prompt") or found["Prompt"]
+        body["seed"] = body.get("seed") or int(found.get("Seed", -1))
     images = [decode(image) for image in body.pop("init_images", [])]
     mask = body.pop("mask", None)
     if body.pop("send_images", True) is False or not body.pop("save_images", False):
@@ -120,3 +120,46 @@ def add_routes(app):
     route("/sdapi/v1/skip", skip, ["POST"])
     app.add_api_route("/internal/progress", lambda: shared.state.progress(), methods=["GET"])
     app.add_api_route("/standin/hooks", lambda: scripts.hooks_called, methods=["GET"])
+    app.add_api_route("/standin/options", set_options, methods=["POST"])
+    app.add_api_route("/standin/reload_embeddings", reload_embeddings, methods=["POST"])
+    app.add_api_route("/standin/plot", plot, methods=["POST"])
+    app.add_api_route("/standin/reload", reload_scripts, methods=["POST"])
+
+
+# ---- for the tests: what a person does on other pages
+
+
+def set_options(body: dict):
+    unknown = [key for key in body if key not in shared.opts.data_labels]
+    shared.opts.data.update(body)
+    return {"unknown": unknown}
+
+
+def reload_embeddings():
+    shared.sd_model.embeddings.load_textual_inversion_embeddings(force_reload=True)
+    return {}
+
+
+def plot(body: dict):
+    """The X/Y/Z plot with one axis: infotexts of its cells."""
+    script = scripts.scripts_txt2img.title_index("X/Y/Z plot")
+    values = script_arguments(scripts.scripts_txt2img, body.get("alwayson_scripts"))
+    with queue_lock:
+        p = StableDiffusionProcessing(
+            body["prompt"], steps=body["steps"], seed=body["seed"], do_not_save_samples=True,
+            script_args=values, runner=scripts.scripts_txt2img,
+        )  # fmt: skip
+        cells = script.run(p, body["axis"], body["values"])
+    return {
+        "infotexts": [cell.infotexts[0] for cell in cells],
+        "images": [encode(c.images[0]) for c in cells],
+    }
+
+
+def reload_scripts():
+    """Reload UI: scripts are executed again and make their widgets again."""
+    from modules import ui
+
+    scripts.load_scripts()
+    ui.create_ui()
+    return {"scripts": [script.title() for script in scripts.scripts_txt2img.scripts]}

@@ -129,7 +129,8 @@ def process_images(p):
 def _iteration(p, n, infotexts):
     part = slice(n * p.batch_size, (n + 1) * p.batch_size)
     p.prompts, p.negative_prompts = p.all_prompts[part], p.all_negative_prompts[part]
-    p.hr_prompts, p.hr_negative_prompts = p.all_hr_prompts[part], p.all_hr_negative_prompts[part]
+    if p.enable_hr:
+        p.hr_prompts, p.hr_negative_prompts = p.all_hr_prompts[part], p.all_hr_negative_prompts[part]
     p.seeds = p.all_seeds[part]
     details = {"batch_number": n, "prompts": p.prompts, "seeds": p.seeds, "subseeds": p.seeds}
     p.scripts.before_process_batch(p, **details)

@@ -1,0 +1,182 @@
+"""What of the ComfyUI nodes needs no ComfyUI: targets for the sliders, texts, collections of statistics."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from fair_adapter.comfy_nodes import targets, texts
+from fair_adapter.comfy_nodes.collection import Batch, Collections, statistics_dict
+from fair_adapter.shared.attributes import AGE, GENDER, KNOWN, RACE, RACE4, TargetDistribution
+from fair_adapter.shared.bars import Bar, FaceBars
+from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.shared.library import AdapterSummary
+from fair_adapter.tests.tiny_adapter import FIXED, SPACE, make_adapter
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def face(label: str, confidence: float = 0.9, attribute: str = "gender") -> FaceBars:
+    return FaceBars((0, 0, 10, 10), (Bar(attribute, label, confidence, (1, 2, 3), confidence >= 0.7),))
+
+
+# ---- targets
+
+
+def test_a_text_is_taken_apart_into_its_groups() -> None:
+    text = "gender*race=female*black:30,male*asian:70;age=75/25"
+    first, second = targets.groups(text, KNOWN)
+    assert first["name"] == "gender*race" and first["classes"][1] == "female*black"
+    assert first["shares"] == pytest.approx([0, 30, 0, 0, 0, 70])
+    assert second["classes"] == ["young", "old"] and second["shares"] == [75, 25]
+    assert len(second["colours"]) == 2 and all(re.fullmatch("#[0-9a-f]{6}", c) for c in second["colours"])
+
+
+@pytest.mark.parametrize("text", ["gender=50/50;gender=50/50", "gender*race=equal;race=equal"])
+def test_an_attribute_in_two_groups_is_an_error(text: str) -> None:
+    with pytest.raises(FairAdapterError):
+        targets.groups(text, KNOWN)
+
+
+def test_presets_take_the_place_of_the_text() -> None:
+    adapter = make_adapter(
+        FIXED, evaluation={"original": {"gender": {"shares": {"female": 0.2, "male": 0.8}}}}
+    )
+    assert targets.choose("gender=10/90", targets.OWN, adapter).to_text() == "gender=female:10,male:90"
+    assert targets.choose("", targets.OWN, adapter) == FIXED.default
+    assert targets.choose("gender=10/90", "as trained", adapter) == FIXED.default
+    assert targets.choose("", "as the base model does", adapter).to_text() == "gender=female:20,male:80"
+    assert targets.choose("race=equal;gender=1/99", "equal", None) == TargetDistribution.parse(
+        "race=equal;gender=equal"
+    )
+    assert targets.choose("", "75/25", None).names == ("gender", "race", "age")
+
+
+@pytest.mark.parametrize(
+    ("preset", "adapter", "expected"),
+    [
+        ("as trained", None, "needs an adapter and none is connected"),
+        ("as the base model does", make_adapter(), "this adapter's file does not tell"),
+        (targets.OWN, None, "empty"),
+    ],
+)
+def test_presets_that_cannot_be(preset: str, adapter: object, expected: str) -> None:
+    with pytest.raises(FairAdapterError, match=expected):
+        targets.choose("", preset, adapter)  # type: ignore[arg-type]
+
+
+def test_an_adapters_own_classes_come_first() -> None:
+    space = type(SPACE)(TargetDistribution.uniform([RACE4]))
+    known = targets.known_attributes(make_adapter(space))
+    assert known == (RACE4, GENDER, AGE) and targets.known_attributes(None) == (GENDER, RACE, AGE)
+
+
+def test_what_the_sliders_show() -> None:
+    told = targets.target_dict("gender=95/5", targets.OWN, make_adapter())
+    assert told["text"] == "gender=female:95,male:5" and told["trained"] == ["gender", "race"]
+    assert "outside 10 to 90%" in told["warnings"][0] and told["error"] == ""
+    wrong = targets.target_dict("gender=60/60", targets.OWN, None)
+    assert "sum to 120" in wrong["error"] and wrong["groups"] == []
+    assert wrong["attributes"] == {
+        "gender": ["female", "male"],
+        "race": list(RACE.classes),
+        "age": ["young", "old"],
+    }
+
+
+# ---- texts
+
+
+def test_an_adapter_in_words() -> None:
+    figures = {"gender": {"bias": 0.66, "floor": 0.08}, "race": {"bias": "?"}, "gender_x_race": {"bias": 0.2}}
+    summary = AdapterSummary(
+        "a.safetensors", 10, title="Any target", base="portrait", architecture="sd1", attributes=(GENDER,),
+        target="gender=female:50,male:50", conditioned=True, licence="MIT", kind="5 soft tokens",
+        trained_range={"gender": {"female": (0.1, 0.9)}},
+        evaluation={"original": figures, "adapter": {**figures, "gender": {"bias": 0.16, "floor": 0.08}}},
+    )  # fmt: skip
+    text = texts.describe(summary)
+    assert "follows targets: gender female 10 to 90%; default gender=female:50,male:50" in text
+    assert "gender bias 0.66 -> 0.16 (a fair model scores 0.08)" in text and "gender x race bias 0.20" in text
+    assert "race bias ?" not in text
+    assert texts.summary_dict(summary)["facts"][0] == ["base model", "portrait (sd1)"]
+    broken = AdapterSummary("b.safetensors", 1, error="b.safetensors: expected more")
+    assert texts.describe(broken) == broken.error == texts.summary_dict(broken)["error"]
+
+
+@pytest.mark.parametrize(
+    "evaluation", [{}, {"adapter": 3}, {"adapter": {"gender": []}}, {"original": {"gender": {"bias": 1}}}]
+)
+def test_an_evaluation_of_any_form(evaluation: dict[str, object]) -> None:
+    assert texts.evaluation_lines(evaluation) == []
+
+
+def test_tables() -> None:
+    table = texts.readings_table([[face("female"), face("male", 0.6)], []], ["gender", "race"])
+    assert table.splitlines()[2:] == [
+        "| 1 | 1 | female 90% |  |",
+        "| 1 | 2 | male 60% ? |  |",
+        "| 2 | no face |  |  |",
+    ]
+
+
+# ---- collections
+
+
+def test_a_batch_counts_once_and_collections_are_apart() -> None:
+    kept = Collections()
+    batch = Batch([[face("female")], [face("male")], []], (GENDER,))
+    for _ in range(2):
+        assert kept.add("a", batch).pictures == 3
+    assert kept.add("b", batch).faces == 2
+    target = TargetDistribution.parse("gender=50/50")
+    again = kept.add("a", Batch([[face("female")]], (GENDER,)), target, "nurse")
+    assert again.counts("gender") == {"female": 2, "male": 1} and again.keys == ("", "nurse")
+    again.reset()  # a copy
+    statistics, aim = kept.get("a")
+    assert statistics.pictures == 4 and aim is target
+    told = statistics_dict("a", statistics, aim)
+    assert told["faces"] == 3 and [row["label"] for row in told["shares"]["gender"]] == ["female", "male"]
+    assert told["shares"]["gender"][0]["target"] == 0.5
+
+
+def test_a_reset_counts_anew() -> None:
+    kept = Collections()
+    batch = Batch([[face("female")]], (GENDER,))
+    kept.add("a", batch)
+    assert kept.resets("a") == 0
+    kept.reset("a")
+    kept.reset("never there")
+    assert kept.resets("a") == 1 and kept.resets("never there") == 0
+    with pytest.raises(FairAdapterError, match="expected a collection"):
+        kept.get("a")
+    assert kept.add("a", batch).pictures == 1
+
+
+def test_readings_of_another_classifier_are_refused_and_nothing_is_lost() -> None:
+    kept = Collections()
+    kept.add("a", Batch([[face("female")]], (GENDER,)))
+    other = Batch([[face("indian", attribute="race")]], (RACE4,))
+    with pytest.raises(FairAdapterError, match="reset or rename it"):
+        kept.add("a", other)
+    assert kept.get("a")[0].pictures == 1
+
+
+def test_collections_are_bounded() -> None:
+    kept = Collections()
+    for index in range(256):
+        kept.add(str(index), Batch([[face("female")]], (GENDER,)))
+    with pytest.raises(FairAdapterError, match="reset some"):
+        kept.add("one more", Batch([[face("female")]], (GENDER,)))
+
+
+# ---- what is shipped
+
+
+def test_the_entry_does_nothing_outside_comfyui() -> None:
+    spec = importlib.util.spec_from_file_location("fair_adapter_entry", ROOT / "__init__.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert not hasattr(module, "comfy_entrypoint") and not hasattr(module, "WEB_DIRECTORY")
