@@ -60,7 +60,7 @@ def _share(row: ShareRow) -> str:
     title = f"{spelled}: {row.count} of {row.n}, 95% interval {100 * row.low:.0f} to {100 * row.high:.0f}%"
     title += "" if row.target is None else f", target {100 * row.target:.4g}%"
     interval = f"left:{100 * row.low:.2f}%;width:{100 * (row.high - row.low):.2f}%"
-    aim = "" if row.target is None else f" <small>of {100 * row.target:.4g}%</small>"
+    aim = "" if row.target is None else f" <small>of {100 * row.target:.3g}%</small>"
     return (
         f'<div class="fair-share" title="{escape(title)}"><span class="fair-label">{escape(row.label)}</span>'
         f'<span class="fair-track"><b style="width:{100 * row.share:.2f}%;background:{colour}"></b>'

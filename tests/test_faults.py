@@ -186,7 +186,7 @@ def test_nan_in_one_process_skips_in_all_and_a_killed_one_is_told_and_resumed(mo
 @pytest.mark.parametrize("name", ["sd2 v", "sdxl", "sd3"])
 def test_every_family_trains_resumes_bitwise_and_reloads(name, tmp_path):
     pipeline(name).save_pretrained(tmp_path / "pipeline")
-    small = ["optimizer.images=2", "optimizer.iterations=2", "loss.semantics=0"]
+    small = ["optimizer.images=2", "optimizer.iterations=2", "loss={semantics: 0, confidence: 0.5}"]
     runs = {}
     for kind in ("whole", "parts"):
         (tmp_path / kind).mkdir()

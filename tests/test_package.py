@@ -142,6 +142,8 @@ def test_no_module_beside_a_program_hides_a_package() -> None:
     for program in (path for path in entry_points() if path.name != "conftest.py"):
         for module in program.parent.glob("*.py"):
             name = module.stem
+            if name == "fair_adapter":
+                continue  # the webuis' shim: they run it by its path, and it registers this very name
             if name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
                 hidden.append(str(module.relative_to(ROOT)))
     assert not hidden, f"rename: {sorted(set(hidden))}"

@@ -66,7 +66,10 @@ def live_bars(server: lab.Server, webui: browser.Webui, page: Any, shots: Path) 
         webui.type_number(f"txt2img_{name}", value)
     before = page.locator("#html_info_txt2img").first.inner_html()
     webui.generate(wait=False)
-    page.wait_for_selector(".livePreview img")
+    drawn = (
+        "() => document.querySelector('.livePreview img')?.naturalWidth > 250"  # wider than the host's own
+    )
+    page.wait_for_function(drawn)
     webui.shot(shots / "live.png")
     webui.finished(before)
 

@@ -14,7 +14,7 @@ ARGUMENTS = (
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
 )  # fmt: skip
 DRIVER = Path(__file__).with_name("driver.js")
-LIMIT = 240_000  # ms for anything that a page is waited for, on a busy machine
+LIMIT = 900_000  # ms for anything that a page is waited for, however busy the machine
 READY = "() => window.app?.graph && window.app?.extensionManager"
 
 

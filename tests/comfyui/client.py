@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 Prompt = dict[str, dict[str, Any]]
-LIMIT = 300.0  # seconds for one prompt
+LIMIT = 1200.0  # seconds for one prompt, however busy the machine
 
 
 @dataclass
