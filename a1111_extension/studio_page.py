@@ -66,9 +66,11 @@ def _generate_tab(service: FairService, session: PortraitSession) -> None:
             )
             with gr.Row():
                 adapter = gr.Dropdown(
-                    service.choices(), value=first, label="Adapter", elem_id="studio_adapter"
+                    service.choices(), value=first, label="Adapter", elem_id="studio_adapter", scale=3
                 )
-                preset = gr.Dropdown([ui.CUSTOM, *service.presets(first)], value=ui.CUSTOM, label="Preset")
+                preset = gr.Dropdown(
+                    [ui.CUSTOM, *service.presets(first)], value=ui.CUSTOM, label="Preset", scale=2
+                )
             sliders, rows = ui.target_sliders(service, first, lambda name: f"studio_{name}")
             target = gr.Textbox(service.default_target(first), label="Target", elem_id="studio_target")
             strength = gr.Slider(0.0, 2.0, value=1.0, step=0.05, label="Strength")

@@ -186,13 +186,7 @@ def connect_target(
         return [*updates, advise(name, text, number)]
 
     def on_adapter(name: str, text: str, number: float) -> list[Any]:
-        states = slots(service.attributes(name), _read(service, name, text))
-        shown = [gr.update(**state) for state in states]
-        visible = [
-            any(s["visible"] for s in states[a * CLASSES : (a + 1) * CLASSES]) for a in range(ATTRIBUTES)
-        ]
-        menu = gr.update(choices=[CUSTOM, *service.presets(name)], value=CUSTOM)
-        return [*shown, *(gr.update(visible=v) for v in visible), menu, advise(name, text, number)]
+        return [*shown_sliders(service, name, text), advise(name, text, number)]
 
     def on_preset(name: str, chosen: str) -> Any:
         found = service.presets(name).get(chosen)
@@ -203,6 +197,15 @@ def connect_target(
     preset.input(on_preset, [adapter, preset], [target], **quick)
     target.change(on_text, [adapter, target, strength, *sliders], [*sliders, advice], **quick)
     strength.release(advise, [adapter, target, strength], [advice], **quick)
+
+
+def shown_sliders(service: FairService, name: str, text: str) -> list[Any]:
+    """Sliders, rows and presets of a freshly chosen adapter."""
+    states = slots(service.attributes(name), _read(service, name, text))
+    groups = [states[a * CLASSES : (a + 1) * CLASSES] for a in range(ATTRIBUTES)]
+    rows = [gr.update(visible=any(state["visible"] for state in group)) for group in groups]
+    menu = gr.update(choices=[CUSTOM, *service.presets(name)], value=CUSTOM)
+    return [*(gr.update(**state) for state in states), *rows, menu]
 
 
 def refreshed(service: FairService, name: str) -> list[Any]:

@@ -46,7 +46,7 @@ def _group(name: str, rows: Sequence[ShareRow]) -> str:
     n = rows[0].n
     hint = f"{n} face{'' if n == 1 else 's'}"
     if floor is not None:
-        hint += f", a perfectly fair model scores a bias of {floor:.2f}"
+        hint += f"; bias of a perfectly fair model: {floor:.2f}"
     head = f'<div class="fair-group-name">{escape(name)} <small>{hint}</small></div>'
     return f'<div class="fair-group">{head}{"".join(_share(row) for row in rows)}</div>'
 

@@ -72,7 +72,10 @@ def test_two_processes_share_the_prompts_and_merge_what_they_read(pipeline, tmp_
     assert done.stdout.count("wrote ") == 1 and "2/2" in done.stdout  # prompts 0 and 2; the other did one
     assert evaluate.main([*common(pipeline, tmp_path / "one"), "--device", "cpu"]) == 0
     two, one = (json.loads((tmp_path / n / "out" / "report.json").read_text()) for n in ("two", "one"))
-    assert two["original"] == one["original"] and two["shares_by_prompt"] == one["shares_by_prompt"]
+    assert two["shares_by_prompt"] == one["shares_by_prompt"]
+    for name, value in one["original"].items():  # a process group rounds the last bits differently
+        same = two["original"][name]
+        assert same == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), name
     assert len(list((tmp_path / "two" / "cache").rglob("*.npz"))) == 3
 
 

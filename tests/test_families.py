@@ -237,8 +237,10 @@ def test_a_single_file_is_the_folder_that_it_was_made_of(tmp_path: Path) -> None
     write_single_file(folder, file)
     one, other = load(folder), load(file, config=str(folder))
     assert type(other) is StableDiffusion and one.describe("x") == other.describe("x")
-    pictures = [m.generate(PROMPTS[:1], [1], 2.0, steps=2) for m in (one, other)]
-    assert torch.allclose(*pictures, atol=1e-6)
+    for name, part in one.parts().items():  # the file is in float16
+        stored, read = part.state_dict(), other.parts()[name].state_dict()
+        assert stored.keys() == read.keys()
+        assert all(torch.equal(stored[k].half(), read[k].half()) for k in stored), name
     with pytest.raises(FairAdapterError, match=r"go online once, or set model\.config") as caught:
         load(file)
     assert "\n" not in str(caught.value)

@@ -98,8 +98,8 @@ def _from_folder(
     name: str, local: bool, dtype: torch.dtype, variant: str | None
 ) -> tuple[Any, list[type[DiffusionModel]]]:
     try:
-        index = diffusers.DiffusionPipeline.load_config(name, local_files_only=local)
-        pipeline = str(dict(index).get("_class_name"))
+        index: Any = diffusers.DiffusionPipeline.load_config(name, local_files_only=local)
+        pipeline = str(index.get("_class_name"))
         kinds = [kind for kind in families() if pipeline in kind.pipelines]
         if not kinds:
             known = ", ".join(dict.fromkeys(p for kind in families() for p in kind.pipelines))

@@ -183,7 +183,7 @@ class Training:
                 for i, z in enumerate(latents):
                     faces = found[i * size : (i + 1) * size]
                     pieces.append((z.requires_grad_(), self.look(z, graph=False, found=faces)))
-            latents, views = ([piece[k] for piece in pieces] for k in (0, 1))
+            latents, views = [z for z, _ in pieces], [view for _, view in pieces]
             return self.cotangent(latents, views, labels, reference)
 
         return self.batches.fit("decode", work, len(pieces[0][0]))
