@@ -236,6 +236,8 @@ def test_demo_trains_exports_and_measures_the_exported_file(pipeline, tmp_path, 
     assert {"training", "total", "measuring original", "measuring with the adapter"} <= set(table["seconds"])
     assert table["adapter"]["image_similarity"] != 1.0 and table["original"]["image_similarity"] == 1.0
     assert "independent" in table["adapter"] and (run / "report.html").exists()
+    recorded = FairnessAdapter.read_info(run / "adapter.safetensors").evaluation
+    assert {k: recorded[k] for k in ("original", "adapter")} == {k: table[k] for k in ("original", "adapter")}
     written = (run / "adapter.safetensors").stat().st_mtime_ns
     assert demo.main(settings) == 0
     again = json.loads((run / "report.json").read_text(encoding="utf-8"))

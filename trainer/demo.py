@@ -89,6 +89,9 @@ def run(config: Config, command: str) -> int:
         },
     )
     files = report.write(Path(config.run.output))
+    recorded = report.record(adapter)
+    if recorded.info != adapter.info:
+        recorded.write(path, overwrite=True)
     print_summary(report)
     print(f"wrote {', '.join(str(f) for f in files)}")
     return 0

@@ -189,6 +189,8 @@ def parser(help: bool = True) -> argparse.ArgumentParser:
     add("--encoding", choices=("host", "paper"), default="host", help="of the prompts (host)")
     add("--adapter", type=Path, help="fairness adapter; without one only the base model is measured")
     add("--target", help="target for the adapter, such as gender=75/25 (default: the adapter's)")
+    if help:  # a comparison is of several adapters
+        add("--record", action="store_true", help="write the figures into the adapter file, for the hosts")
     add("--strength", type=float, default=1.0, help="of the adapter (1)")
     add("--prompts", default="occupations_test", help=f"a set ({', '.join(SETS)}) or a file")
     add("--also", nargs="*", default=[], metavar="SET", help="further sets or files")
@@ -227,6 +229,8 @@ def check(options: argparse.Namespace) -> None:
     """Raises FairAdapterError for numbers that make no sense."""
     if options.images < 1 or options.steps < 1 or options.batch < 1 or options.limit < 0:
         raise FairAdapterError("--images, --steps and --batch: expected 1 or more, --limit 0 or more")
+    if getattr(options, "record", False) and not options.adapter:
+        raise FairAdapterError("--record: expected an adapter to write into; name one with --adapter")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -242,6 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not options.processes.first:
                 return 0
         files = report.write(options.out)
+        if options.record:
+            report.record(FairnessAdapter.read(options.adapter)).write(options.adapter, overwrite=True)
     except FairAdapterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,12 +6,13 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ...shared.adapter import FairnessAdapter
 from ...shared.attributes import Attribute, TargetDistribution
 from ...shared.bar_grid import draw_legend
 from ...shared.bars import FaceBars, class_colour, draw_faces, ordered
@@ -78,6 +79,13 @@ class Report:
             name: shares_by_prompt(measured.readings, self.attributes) for name, measured in self.measured()
         }
         return table
+
+    def record(self, adapter: FairnessAdapter) -> FairnessAdapter:
+        """The adapter with these figures in what its file says about itself, for the hosts to show."""
+        figures = {name: dict(measured.figures) for name, measured in self.measured()}
+        facts = {name: text for name, text in self.facts.items() if name != "adapter"}
+        evaluation = {**figures, "target": self.target.to_text(), "command": self.command, **facts}
+        return replace(adapter, info=replace(adapter.info, evaluation=evaluation))
 
     def measured(self) -> list[tuple[str, Measured]]:
         """("original", ...), ("adapter", ...)."""
