@@ -82,7 +82,9 @@ def base_shares(attributes: Sequence[Attribute], adapter: FairnessAdapter) -> di
     """
     original = adapter.info.evaluation.get("original")
     found: dict[str, dict[str, float]] = {}
-    for attribute in attributes if isinstance(original, Mapping) else ():
+    if not isinstance(original, Mapping):
+        return found
+    for attribute in attributes:
         figures = original.get(attribute.name)
         shares = figures.get("shares") if isinstance(figures, Mapping) else None
         if not isinstance(shares, Mapping) or set(shares) != set(attribute.classes):
