@@ -91,8 +91,10 @@ class Page:
 
 
 @contextmanager
-def opened(executable: str, url: str, vue: bool, name: str) -> Iterator[Page]:
-    """A browser of its own with one page."""
+def opened(
+    executable: str, url: str, vue: bool, name: str, size: tuple[int, int] = (1680, 1000)
+) -> Iterator[Page]:
+    """A browser of its own with one page of a size in px."""
     from playwright.sync_api import sync_playwright
 
     with TemporaryDirectory(prefix="fair_browser") as profile, sync_playwright() as playwright:
@@ -101,7 +103,7 @@ def opened(executable: str, url: str, vue: bool, name: str) -> Iterator[Page]:
             executable_path=executable,
             headless=True,
             args=list(ARGUMENTS),
-            viewport={"width": 1680, "height": 1000},
+            viewport={"width": size[0], "height": size[1]},
             timeout=LIMIT,
         )
         page = Page(context.new_page(), url, name)

@@ -30,6 +30,29 @@ window.fair = {
     canvas.setDirty(true, true);
   },
 
+  /** Position, size and title of every node, a note, and what seeds do after a run. */
+  lay([places, [position, size, text], after]) {
+    const graph = window.app.graph;
+    for (const node of graph._nodes) {
+      const [at, room, title] = places[String(node.id)];
+      node.pos = [...at];
+      if (title) node.title = title;
+      node.setSize([room[0], Math.max(room[1], node.computeSize()[1])]);
+      const seed = node.widgets?.find((widget) => widget.name === "control_after_generate");
+      if (seed) seed.value = after;
+    }
+    const note = window.LiteGraph.createNode("MarkdownNote");
+    graph.add(note);
+    Object.assign(note, { pos: position, size, color: "#432", bgcolor: "#653" });
+    note.widgets[0].value = text;
+  },
+
+  /** Left, top, right and bottom of all nodes on the canvas. */
+  bounds() {
+    const boxes = window.app.graph._nodes.map(({ pos, size }) => [pos[0], pos[1] - 30, pos[0] + size[0], pos[1] + size[1]]);
+    return [0, 1, 2, 3].map((i) => boxes.reduce((a, b) => (i < 2 ? Math.min(a, b[i]) : Math.max(a, b[i])), boxes[0][i]));
+  },
+
   /** Node types that the front end does not know. */
   unknown: () =>
     window.app.graph._nodes

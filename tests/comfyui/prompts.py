@@ -14,7 +14,7 @@ KSAMPLER = {"positive": ["3", 0], "negative": ["4", 0], "cfg": 2.0, "sampler_nam
             "scheduler": "normal", "denoise": 1.0}  # fmt: skip
 
 
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
+def node(kind: str, /, **inputs: Any) -> dict[str, Any]:
     ours = {"LoadPortrait", "LoadAdapter", "TargetDistribution", "Apply", "LiveBars", "FaceAttributes",
             "Statistics", "Export"}  # fmt: skip
     return {"class_type": f"FairAdapter_{kind}" if kind in ours else kind, "inputs": inputs}

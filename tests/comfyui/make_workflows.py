@@ -1,0 +1,109 @@
+"""Saves the example workflows and their thumbnails through the real front end.
+
+    python tests/comfyui/make_workflows.py [NAME ...] [--pictures FOLDER]
+
+Run it after workflows.py or a node's inputs changed. It builds the lab if there is none, runs every workflow
+once or more on the portrait model, and writes example_workflows/NAME.json and NAME.jpg; the whole pictures go
+to --pictures as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.machinery
+import importlib.util
+import io
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+if "fair_adapter" not in sys.modules:  # the repository root under its one import name
+    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
+    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[2])]
+    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
+
+from PIL import Image
+
+from fair_adapter.tests.comfyui import browser, lab
+from fair_adapter.tests.comfyui.workflows import FLOWS, Flow
+
+OUT = Path(__file__).resolve().parents[2] / "example_workflows"
+PORT = 8499
+VIEW = (0.75, 120, 160)  # scale of the canvas, and where its origin lies on the page, clear of the toolbars
+THUMBNAIL = 512  # px
+
+
+def save(page: browser.Page, flow: Flow, path: Path) -> None:
+    """Put the workflow on the canvas as it is described, and write what the front end makes of it."""
+    page.page.evaluate("(prompt) => window.app.loadApiJson(prompt, 'workflow.json')", flow.nodes)
+    page.page.wait_for_timeout(1500)
+    page.do("lay", [flow.places, list(flow.note), flow.after])
+    page.page.wait_for_timeout(2500)
+    table = json.loads(page.page.evaluate("() => JSON.stringify(window.app.graph.serialize())"))
+    table.pop("id", None)
+    table["extra"] = {"ds": {"scale": 0.7, "offset": [60, 120]}}
+    path.write_text(as_text(table), encoding="utf-8")
+
+
+def as_text(table: dict[str, Any]) -> str:
+    """JSON with a line for each node and each link, so that changes can be read."""
+    lists = {
+        key: [json.dumps(row, ensure_ascii=False) for row in table.pop(key)] for key in ("nodes", "links")
+    }
+    parts = [f'"{key}": [\n' + ",\n".join(rows) + "\n]" for key, rows in lists.items()]
+    rest = json.dumps(table, ensure_ascii=False)[1:-1]
+    return "{\n" + ",\n".join([*parts, rest]) + "\n}\n"
+
+
+def picture(page: browser.Page) -> Image.Image:
+    """The nodes alone, without the front end around them."""
+    page.do("show", [VIEW[0], VIEW[1] / VIEW[0], VIEW[2] / VIEW[0]])
+    page.page.wait_for_timeout(2000)
+    x0, y0, x1, y1 = (value * VIEW[0] for value in page.do("bounds"))
+    width, height = page.page.viewport_size.values()
+    box = [max(0, VIEW[1] + x0 - 12), max(0, VIEW[2] + y0 - 12), min(width, VIEW[1] + x1 + 12),
+           min(height, VIEW[2] + y1 + 12)]  # fmt: skip
+    clip = {"x": box[0], "y": box[1], "width": box[2] - box[0], "height": box[3] - box[1]}
+    return Image.open(io.BytesIO(page.page.screenshot(clip=clip, timeout=browser.LIMIT))).convert("RGB")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(FLOWS)}; default: all")
+    parser.add_argument("--pictures", type=Path, help="folder of the whole pictures")
+    options = parser.parse_args()
+    OUT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fair_workflows") as folder:
+        base = Path(folder)
+        for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
+            (base / name).mkdir()
+        lab.install_pack(base / "custom_nodes")
+        server = lab.Server(lab.ready(), base, PORT, lab.FRONT_ENDS[0])
+        try:
+            while not server.answers():
+                time.sleep(0.5)
+            with browser.opened(lab.browser(), server.url, False, "workflows", (2200, 1800)) as page:
+                for name in options.names or FLOWS:
+                    flow = FLOWS[name]()
+                    save(page, flow, OUT / f"{name}.json")
+                    for _ in range(flow.runs):
+                        page.run()
+                    image = picture(page)
+                    if options.pictures:
+                        options.pictures.mkdir(parents=True, exist_ok=True)
+                        image.save(options.pictures / f"{name}.png")
+                    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+                    image.save(OUT / f"{name}.jpg", quality=85)
+                    print(f"{name}: {image.width} x {image.height}", flush=True)
+        finally:
+            server.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""The example workflows as data: what stands where and what it is set to. make_workflows.py saves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fair_adapter.tests.comfyui.prompts import KSAMPLER, Prompt, node
+
+FIXED = "portrait_gender_race.safetensors"
+EQUAL = "gender=female:50,male:50;race=equal"
+OWN = "sliders or text"
+LIVE = """## Live attribute bars
+Press **Run** and watch: every third step the whole batch is decoded, read and drawn while the sampler
+works.
+
+Move *strength* to 0 and run again: that is the model without the adapter. Nothing was typed into the prompt,
+the *Fair Adapter* node sees to it."""
+ON_AND_OFF = """## Adapter on and off, the same noise
+Left what the model draws by itself, right the same seeds with the adapter.
+
+The white mark is the target, the thin line the 95% interval. Sixteen faces say little: see *Statistics over
+many batches*."""
+TARGETS = """## Target sweep
+One adapter, one noise, three targets: an adapter that follows targets needs no training for a new one."""
+STRENGTHS = """## Strength sweep
+One adapter, one noise, three strengths: 0 is exactly the base model, 1 is as trained."""
+STATISTICS = """## Statistics over many batches
+Set the number beside **Run** to 10 and press it: every run draws 16 other faces, and the last node counts
+them together until you press *reset*.
+
+Watch the intervals shrink. *CSV* and *PNG* save the table and the chart."""
+EXPORT = """## Export for everybody
+Writes the adapter at this target as a LoRA into `models/loras` and, if it has soft tokens, an embedding into
+`models/embeddings`.
+
+Anybody can use them without this pack: *Load LoRA* with both strengths at 1, and the prompt prefix at the
+very beginning of the positive prompt. The picture is the same, pixel for pixel. AUTOMATIC1111 and Forge read
+the same files."""
+CHECKPOINT = """## Your own checkpoint
+For Stable Diffusion 1.x, 2.x and SDXL. Choose your checkpoint, and in *Load Fair Adapter* an adapter that was
+trained for it: another architecture is refused with the reason.
+
+For SDXL set the size to 1024 x 1024. For sharp live bars put `taesd_decoder.safetensors` (SDXL:
+`taesdxl_decoder.safetensors`) into `models/vae_approx`."""
+Place = tuple[tuple[int, int], tuple[int, int], str]  # position, size, title ("" is the node's own)
+
+
+def prompt_of(who: str) -> str:
+    return f"a photo of the face of a {who}, a person"
+
+
+@dataclass
+class Flow:
+    """One workflow.  note: position, size, Markdown.  after: what its seeds do after a run.  runs: before the
+    picture is taken."""
+
+    title: str
+    nodes: Prompt = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+    note: tuple[tuple[int, int], tuple[int, int], str] = ((0, 0), (0, 0), "")
+    after: str = "fixed"
+    runs: int = 1
+
+    def add(
+        self,
+        name: str,
+        kind: str,
+        position: tuple[int, int],
+        size: tuple[int, int],
+        title: str = "",
+        **inputs: Any,
+    ) -> None:
+        self.nodes[key] = node(kind, **inputs)
+        self.places[key] = (position, size, title)
+
+    def sampler(self, name: str, position: tuple[int, int], model: str, seed: int, **inputs: Any) -> None:
+        """A KSampler of 300 x 270 and its VAE Decode below, `name` + "d"."""
+        x, y = position
+        settings = {**KSAMPLER, "seed": seed, "steps": 20, **inputs}
+        title = settings.pop("title", "")
+        self.add(name, "KSampler", position, (300, 270), title, model=[model, 0], **settings)
+        self.add(f"{name}0", "VAEDecode", (x, y + 310), (300, 60), samples=[name, 0], vae=["1", 2])
+
+
+def adapter(flow: Flow, name: str = FIXED, target: str = EQUAL) -> None:
+    """Model, adapter, target and both put together: nodes 1 to 4."""
+    flow.add("1", "LoadPortrait", (40, 60), (330, 90))
+    flow.add("2", "LoadAdapter", (40, 200), (330, 400), adapter=name)
+    flow.add("3", "TargetDistribution", (410, 60), (360, 420), adapter=["2", 0], preset=OWN, text=target)
+    links = {"model": ["1", 0], "clip": ["1", 1], "adapter": ["2", 0], "target": ["3", 0]}
+    flow.add("4", "Apply", (810, 60), (330, 230), strength=1.0, **links)
+
+
+def prompts(flow: Flow, who: str, y: int = 330) -> None:
+    """Both prompts through the adapter's CLIPs, and the latents: nodes 5 to 7."""
+    flow.add(
+        "5", "CLIPTextEncode", (810, y), (330, 110), "positive prompt", clip=["4", 1], text=prompt_of(who)
+    )
+    flow.add("6", "CLIPTextEncode", (810, y + 160), (330, 90), "negative prompt", clip=["4", 2], text="")
+
+
+def live() -> Flow:
+    flow = Flow("Live attribute bars", after="randomize")
+    adapter(flow)
+    prompts(flow, "mechanic")
+    flow.add("7", "EmptyLatentImage", (410, 540), (360, 110), width=128, height=128, batch_size=12)
+    flow.add("8", "LiveBars", (1180, 60), (410, 640), model=["4", 0], vae=["1", 2], target=["3", 0], every=3)
+    flow.sampler("9", (1630, 60), "8", 7, positive=["5", 0], negative=["6", 0], latent_image=["7", 0])
+    faces = {"faces": "largest face", "certain": 0.7, "target": ["3", 0]}
+    flow.add("11", "FaceAttributes", (1970, 60), (430, 700), images=["90", 0], **faces)
+    flow.note = ((410, 710), (730, 210), LIVE)
+    return flow
+
+
+def on_and_off() -> Flow:
+    flow = Flow("Adapter on and off, the same noise")
+    adapter(flow)
+    prompts(flow, "mechanic")
+    flow.add(
+        "15",
+        "CLIPTextEncode",
+        (810, 640),
+        (330, 110),
+        "prompt, base model",
+        clip=["1", 1],
+        text=prompt_of("mechanic"),
+    )
+    flow.add("16", "CLIPTextEncode", (810, 800), (330, 90), "negative, base model", clip=["1", 1], text="")
+    flow.add("7", "EmptyLatentImage", (410, 540), (360, 110), width=128, height=128, batch_size=16)
+    flow.sampler("9", (1180, 60), "4", 11, positive=["5", 0], negative=["6", 0], latent_image=["7", 0],
+                 title="with adapter")  # fmt: skip
+    flow.sampler("19", (1180, 500), "1", 11, positive=["15", 0], negative=["16", 0], latent_image=["7", 0],
+                 title="base model, the same noise")  # fmt: skip
+    faces = {"faces": "largest face", "certain": 0.7, "target": ["3", 0]}
+    flow.add("21", "FaceAttributes", (1520, 60), (430, 780), "base model", images=["190", 0], **faces)
+    flow.add("22", "FaceAttributes", (1990, 60), (430, 780), "with adapter", images=["90", 0], **faces)
+    flow.note = ((40, 730), (730, 200), ON_AND_OFF)
+    return flow
+
+
+def sweep(name: str = FIXED, follows: bool = False) -> Flow:
+    """Three targets of an adapter that follows them; of one that does not, three strengths."""
+    flow = Flow("Target sweep" if follows else "Strength sweep")
+    flow.add("1", "LoadPortrait", (40, 60), (330, 90))
+    flow.add("2", "LoadAdapter", (40, 200), (330, 400), adapter=name)
+    flow.add("7", "EmptyLatentImage", (40, 660), (330, 110), width=128, height=128, batch_size=12)
+    for row, (female, strength) in enumerate(((15, 0.0), (50, 0.5), (85, 1.0))):
+        strength = 1.0 if follows else strength
+        y, key = 60 + 640 * row, str(row + 3)
+        text = f"gender=female:{female},male:{100 - female};race=equal" if follows else EQUAL
+        title = f"{female}% women" if follows else f"strength {strength:g}"
+        flow.add(
+            key + "0",
+            "TargetDistribution",
+            (410, y),
+            (360, 420),
+            title,
+            adapter=["2", 0],
+            preset=OWN,
+            text=text,
+        )
+        links = {"model": ["1", 0], "clip": ["1", 1], "adapter": ["2", 0], "target": [key + "0", 0]}
+        flow.add(key + "1", "Apply", (810, y), (330, 230), title, strength=strength, **links)
+        flow.add(key + "2", "CLIPTextEncode", (810, y + 290), (330, 110), "prompt", clip=[key + "1", 1],
+                 text=prompt_of("doctor"))  # fmt: skip
+        flow.add(
+            key + "3", "CLIPTextEncode", (810, y + 450), (330, 90), "negative", clip=[key + "1", 2], text=""
+        )
+        flow.sampler(key + "4", (1180, y), key + "1", 5, positive=[key + "2", 0], negative=[key + "3", 0],
+                     latent_image=["7", 0])  # fmt: skip
+        faces = {"faces": "largest face", "certain": 0.7, "target": [key + "0", 0]}
+        flow.add(key + "5", "FaceAttributes", (1520, y), (520, 590), title, images=[key + "40", 0], **faces)
+    flow.note = ((40, 830), (330, 220), TARGETS if follows else STRENGTHS)
+    return flow
+
+
+def statistics() -> Flow:
+    flow = Flow("Statistics over many batches", after="randomize", runs=4)
+    adapter(flow)
+    prompts(flow, "teacher")
+    flow.add("7", "EmptyLatentImage", (410, 540), (360, 110), width=128, height=128, batch_size=16)
+    flow.sampler("9", (1180, 60), "4", 1, positive=["5", 0], negative=["6", 0], latent_image=["7", 0])
+    faces = {"faces": "largest face", "certain": 0.7, "target": ["3", 0]}
+    flow.add("11", "FaceAttributes", (1520, 60), (430, 780), images=["90", 0], **faces)
+    counted = {"readings": ["11", 2], "target": ["3", 0], "collection": "teachers", "group": "teacher"}
+    flow.add("12", "Statistics", (1990, 60), (430, 560), save_as="", **counted)
+    flow.note = ((410, 710), (730, 210), STATISTICS)
+    return flow
+
+
+def export() -> Flow:
+    flow = Flow("Export for everybody")
+    flow.add("2", "LoadAdapter", (40, 60), (330, 400), adapter=FIXED)
+    flow.add("3", "TargetDistribution", (410, 60), (360, 420), adapter=["2", 0], preset="as trained", text="")
+    flow.add("4", "Export", (810, 60), (340, 260), adapter=["2", 0], target=["3", 0], name="portrait_fair",
+             strength=1.0, overwrite=True)  # fmt: skip
+    flow.add("5", "PreviewAny", (1190, 60), (280, 110), "LoRA file", source=["4", 0])
+    flow.add("6", "PreviewAny", (1190, 220), (280, 110), "prompt prefix", source=["4", 1])
+    flow.note = ((810, 380), (660, 190), EXPORT)
+    return flow
+
+
+def checkpoint() -> Flow:
+    flow = live()
+    flow.title, flow.runs = "Your own checkpoint", 0
+    flow.add(
+        "1", "CheckpointLoaderSimple", (40, 60), (330, 100), ckpt_name="v1-5-pruned-emaonly-fp16.safetensors"
+    )
+    flow.nodes["5"]["inputs"]["text"] = prompt_of("software developer")
+    flow.nodes["7"]["inputs"] |= {"width": 512, "height": 512, "batch_size": 8}
+    flow.nodes["9"]["inputs"]["cfg"] = 7.0
+    flow.add("12", "SaveImage", (1970, 830), (430, 100), images=["11", 1], filename_prefix="fair")
+    flow.note = ((410, 710), (730, 250), CHECKPOINT)
+    return flow
+
+
+FLOWS: dict[str, Callable[[], Flow]] = {
+    "1_live_attribute_bars": live,
+    "2_adapter_on_and_off": on_and_off,
+    "3_target_sweep": sweep,
+    "4_statistics_over_many_batches": statistics,
+    "5_export_for_everybody": export,
+    "6_your_own_checkpoint": checkpoint,
+}
