@@ -57,10 +57,9 @@ class Page:
         }
         for name, value in settings.items():
             self.page.evaluate("([n, v]) => window.app.extensionManager.setting.set(n, v)", [name, value])
-        self.page.wait_for_timeout(1000)
-        for _ in range(3):  # templates, news
-            self.page.keyboard.press("Escape")
-            self.page.wait_for_timeout(200)
+        self.page.reload(wait_until="domcontentloaded")  # without what greets a new user
+        self.page.wait_for_function(READY)
+        self.page.wait_for_timeout(1500)
 
     def do(self, function: str, argument: Any = None) -> Any:
         """Call a function of driver.js."""

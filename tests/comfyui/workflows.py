@@ -65,18 +65,19 @@ class Flow:
 
     def add(
         self,
-        name: str,
+        key: str,
         kind: str,
         position: tuple[int, int],
         size: tuple[int, int],
         title: str = "",
+        /,
         **inputs: Any,
     ) -> None:
         self.nodes[key] = node(kind, **inputs)
         self.places[key] = (position, size, title)
 
     def sampler(self, name: str, position: tuple[int, int], model: str, seed: int, **inputs: Any) -> None:
-        """A KSampler of 300 x 270 and its VAE Decode below, `name` + "d"."""
+        """A KSampler of 300 x 270 and its VAE Decode below, `name` + "0"."""
         x, y = position
         settings = {**KSAMPLER, "seed": seed, "steps": 20, **inputs}
         title = settings.pop("title", "")
