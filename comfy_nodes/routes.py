@@ -59,25 +59,32 @@ async def adapters(request: web.Request) -> web.Response:
 
 
 async def adapter(request: web.Request) -> web.Response:
-    """What a file says about itself: ?name=."""
-    summary = await _off_loop(host.library().summary, request.query.get("name", ""))
+    """What a file says about itself, or in "error" why it can't be used: ?name=."""
+    name = request.query.get("name", "")
+    try:
+        summary = await _off_loop(host.library().summary, name)
+    except FairAdapterError as error:  # no such file: told in the panel, not in the browser's console
+        return web.json_response({"name": name[:200], "error": str(error)})
     return web.json_response(texts.summary_dict(summary))
 
 
 async def target(request: web.Request) -> web.Response:
     """What a target text means: ?text=&preset=&adapter= (the last two may be left out)."""
-    query = request.query
-    name = query.get("adapter", "")
-    loaded = await _off_loop(host.library().load, name) if name else None
-    return web.json_response(
-        targets.target_dict(query.get("text", ""), query.get("preset", targets.OWN), loaded)
-    )
+    text, preset, name = (request.query.get(key, "") for key in ("text", "preset", "adapter"))
+    try:
+        loaded = await _off_loop(host.library().load, name) if name else None
+    except FairAdapterError:  # its own panel tells; the sliders work without it
+        loaded = None
+    return web.json_response(targets.target_dict(text, preset or targets.OWN, loaded))
 
 
 async def statistics(request: web.Request) -> web.Response:
-    """A collection's shares: ?name=."""
+    """A collection's shares, none of an unknown one: ?name=."""
     name = request.query.get("name", "")
-    return web.json_response(statistics_dict(name, *COLLECTIONS.get(name)))
+    try:
+        return web.json_response(statistics_dict(name, *COLLECTIONS.get(name)))
+    except FairAdapterError:
+        return web.json_response({"name": name[:200], "pictures": 0, "faces": 0, "note": "", "shares": {}})
 
 
 async def statistics_csv(request: web.Request) -> web.Response:

@@ -73,8 +73,10 @@ def weights_hash(input_layer: Tensor, output_layer: Tensor) -> str:
     diffusers calls them `conv_in.weight` and `conv_out.weight`, checkpoints `input_blocks.0.0.weight` and
     `out.2.weight`; SD3's are `pos_embed.proj.weight` and `proj_out.weight`, in checkpoints
     `x_embedder.proj.weight` and `final_layer.linear.weight`. Taken in float16, so that float16 and float32
-    files of a model agree. 64 hex digits.
+    files of a model agree. 64 hex digits; empty for weights in bfloat16, which have lost too much to tell.
     """
+    if torch.bfloat16 in (input_layer.dtype, output_layer.dtype):
+        return ""
     digest = hashlib.sha256()
     for weight in (input_layer, output_layer):
         digest.update(weight.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())

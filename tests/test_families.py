@@ -27,6 +27,7 @@ from fair_adapter.trainer.families.registry import families, family_of_file, loa
 from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
 from fair_adapter.trainer.portrait.single_file import write_single_file
 from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig, describe_base
+from fair_adapter.trainer.training.setup import weights_dtype
 
 SPACE = TargetSpace(TargetDistribution.parse("gender=50/50"), "cells", {"gender": {"female": (0.1, 0.9)}})
 EVERYTHING = AdaptationConfig(soft_tokens=3, text_lora=True, unet_lora=True, rank=2, alpha=1.0)
@@ -212,6 +213,18 @@ def test_folders_are_recognised_and_loaded(name: str, tmp_path: Path) -> None:
     assert found.sampler(2).prediction == {"sd2 v": "v_prediction", "sd3": "flow"}.get(name, "epsilon")
     expected, drawn = (m.generate(PROMPTS[:1], [1], 2.0, steps=2) for m in (made, found))
     assert torch.equal(expected, drawn)
+    coarse = load(tmp_path, dtype=torch.bfloat16)
+    assert {p.dtype for part in coarse.parts().values() for p in part.parameters()} == {torch.bfloat16}
+    assert coarse.describe("x").hash == made.describe("x").hash != ""
+
+
+def test_automatic_precision_is_bfloat16_where_the_device_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for features, expected in (({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=features: known)
+        assert weights_dtype("auto", "cpu") == expected
+        assert weights_dtype("float16", "cpu") == torch.float16
 
 
 def test_model_without_t5_takes_zeros(tmp_path: Path) -> None:

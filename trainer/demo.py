@@ -55,7 +55,7 @@ def run(config: Config, command: str) -> int:
     print(
         f"1 of 3: how skewed is the {folder.name} model on {len(prompts)} occupations it was not trained on?"
     )
-    bench = Bench(folder, instruments)
+    bench = Bench(folder, instruments, config=config.model)
     target = bench.observer.target(config.target.text)
     original = bench.original(prompts, plan, target)
 

@@ -218,7 +218,7 @@ def parser(help: bool = True) -> argparse.ArgumentParser:
     add("--clip", help="measure similarity to the prompt too: open_clip or open_clip_big")
     add("--detector", choices=("mtcnn", "fixed"), default="mtcnn", help=argparse.SUPPRESS)
     add("--batch", type=int, default=32, help="pictures drawn at a time (32)")
-    add("--dtype", choices=tuple(DTYPES), default="float32", help="of the base model's weights")
+    add("--dtype", choices=(*DTYPES, "auto"), default="float32", help="of the base model's weights")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--cache", type=Path, default=Path("runs/cache"), help="what was measured is kept there (runs/cache)")
     add("--out", type=Path, default=Path("runs/evaluate"), help="folder of the report (runs/evaluate)")

@@ -50,7 +50,7 @@ class Running:
 
 
 class Progress:
-    """A bar for `total` rounds of work, with figures beside it.
+    """A bar for `total` rounds of work, more if it comes to that, with figures beside it.
 
     quiet: says nothing (processes but the first, tests).
     """
@@ -90,8 +90,9 @@ class Progress:
     def advance(self, figures: str = "") -> None:
         """One more round is done."""
         self.done += 1
+        self.total = max(self.total, self.done)
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, figures=figures)
+            self._bar.update(self._task, completed=self.done, total=self.total, figures=figures)
         elif not self.quiet:
             now = time.monotonic()
             if now - self._last_line >= LINE_EVERY or self.done == self.total:

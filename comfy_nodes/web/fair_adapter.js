@@ -104,7 +104,7 @@ function statistics(node, box) {
     if (name() === seen) return;
     seen = name();
     const told = await ask("statistics", { name: seen });
-    if (told.error) box.fill(line(`${seen}: nothing counted yet`, "fair-soft"));
+    if (!told.pictures) box.fill(line(told.error ?? `${seen}: nothing counted yet`, "fair-soft"));
     else show(told);
   };
 }

@@ -5,6 +5,7 @@ Selectors are those of the real hosts; every request that leaves this machine is
 
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,21 @@ class Webui:
 
     def __init__(self, page: Any) -> None:
         self.page = page
+        self._asked: set[Any] = set()
+        page.on("request", lambda request: request.method == "POST" and self._asked.add(request))
+        for ended in ("requestfinished", "requestfailed"):
+            page.on(ended, lambda request: self._asked.discard(request))
         page.wait_for_selector("#txt2img_prompt textarea")
+
+    def settle(self, quiet: float = 0.5) -> None:
+        """Until no answer has been due for `quiet` seconds: a late one would undo the next step."""
+        limit, since = time.monotonic() + 60, time.monotonic()
+        while time.monotonic() - since < quiet:
+            if time.monotonic() > limit:
+                raise TimeoutError(f"still waiting for {[request.url for request in self._asked]}")
+            self.page.wait_for_timeout(50)
+            if self._asked:
+                since = time.monotonic()
 
     def open_accordion(self) -> None:
         """Enable the script: its accordion is its switch."""
@@ -64,11 +79,13 @@ class Webui:
         field.click()
         field.fill(value)
         self.page.locator(f"#{elem_id} ul [role=option], ul.options li", has_text=value).first.click()
+        self.settle()
 
     def type_number(self, elem_id: str, value: float) -> None:
         field = self.page.locator(f"#{elem_id} input[type=number]").first
         field.fill(str(value))
         field.blur()
+        self.settle()
 
     def number(self, elem_id: str) -> float:
         return float(self.page.locator(f"#{elem_id} input[type=number]").first.input_value())
@@ -80,6 +97,7 @@ class Webui:
         field = self.page.locator(f"#{elem_id} textarea, #{elem_id} input[type=text]").first
         field.fill(value)
         field.blur()
+        self.settle()
 
     def generate(self, wait: bool = True) -> None:
         before = self.page.locator("#html_info_txt2img").first.inner_html()

@@ -47,9 +47,10 @@ window.fair = {
     note.widgets[0].value = text;
   },
 
-  /** Left, top, right and bottom of all nodes on the canvas. */
-  bounds() {
-    const boxes = window.app.graph._nodes.map(({ pos, size }) => [pos[0], pos[1] - 30, pos[0] + size[0], pos[1] + size[1]]);
+  /** Left, top, right and bottom of the nodes with these ids, none meaning all, on the canvas. */
+  bounds(ids) {
+    const nodes = window.app.graph._nodes.filter((node) => !ids.length || ids.includes(String(node.id)));
+    const boxes = nodes.map(({ pos, size }) => [pos[0], pos[1] - 30, pos[0] + size[0], pos[1] + size[1]]);
     return [0, 1, 2, 3].map((i) => boxes.reduce((a, b) => (i < 2 ? Math.min(a, b[i]) : Math.max(a, b[i])), boxes[0][i]));
   },
 

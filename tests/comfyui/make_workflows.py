@@ -32,7 +32,7 @@ from fair_adapter.tests.comfyui.workflows import FLOWS, Flow
 
 OUT = Path(__file__).resolve().parents[2] / "example_workflows"
 PORT = 8499
-VIEW = (0.75, 120, 160)  # scale of the canvas, and where its origin lies on the page, clear of the toolbars
+VIEW = (120, 160)  # px on the page where pictures begin, clear of the toolbars
 THUMBNAIL = 512  # px
 
 
@@ -58,14 +58,15 @@ def as_text(table: dict[str, Any]) -> str:
     return "{\n" + ",\n".join([*parts, rest]) + "\n}\n"
 
 
-def picture(page: browser.Page) -> Image.Image:
-    """The nodes alone, without the front end around them."""
-    page.do("show", [VIEW[0], VIEW[1] / VIEW[0], VIEW[2] / VIEW[0]])
-    page.page.wait_for_timeout(2000)
-    x0, y0, x1, y1 = (value * VIEW[0] for value in page.do("bounds"))
+def picture(page: browser.Page, nodes: tuple[str, ...] = ()) -> Image.Image:
+    """These nodes, none meaning all, without the front end around them."""
+    x0, y0, x1, y1 = page.do("bounds", nodes)
     width, height = page.page.viewport_size.values()
-    box = [max(0, VIEW[1] + x0 - 12), max(0, VIEW[2] + y0 - 12), min(width, VIEW[1] + x1 + 12),
-           min(height, VIEW[2] + y1 + 12)]  # fmt: skip
+    scale = min(1.0, (width - VIEW[0] - 12) / (x1 - x0), (height - VIEW[1] - 12) / (y1 - y0))
+    page.do("show", [scale, VIEW[0] / scale - x0, VIEW[1] / scale - y0])
+    page.page.keyboard.press("Escape")  # the front end's welcome, which comes when it will
+    page.page.wait_for_timeout(2000)
+    box = [VIEW[0] - 8, VIEW[1] - 8, VIEW[0] + (x1 - x0) * scale + 8, VIEW[1] + (y1 - y0) * scale + 8]
     clip = {"x": box[0], "y": box[1], "width": box[2] - box[0], "height": box[3] - box[1]}
     return Image.open(io.BytesIO(page.page.screenshot(clip=clip, timeout=browser.LIMIT))).convert("RGB")
 
@@ -93,10 +94,10 @@ def main() -> int:
                     save(page, flow, OUT / f"{name}.json")
                     for _ in range(flow.runs):
                         page.run()
-                    image = picture(page)
                     if options.pictures:
                         options.pictures.mkdir(parents=True, exist_ok=True)
-                        image.save(options.pictures / f"{name}.png")
+                        picture(page).save(options.pictures / f"{name}.png")
+                    image = picture(page, flow.shown)
                     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
                     image.save(OUT / f"{name}.jpg", quality=85)
                     print(f"{name}: {image.width} x {image.height}", flush=True)

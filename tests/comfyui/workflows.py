@@ -54,7 +54,7 @@ def prompt_of(who: str) -> str:
 @dataclass
 class Flow:
     """One workflow.  note: position, size, Markdown.  after: what its seeds do after a run.  runs: before the
-    picture is taken."""
+    picture is taken.  shown: nodes on the thumbnail; none means all."""
 
     title: str
     nodes: Prompt = field(default_factory=dict)
@@ -62,6 +62,7 @@ class Flow:
     note: tuple[tuple[int, int], tuple[int, int], str] = ((0, 0), (0, 0), "")
     after: str = "fixed"
     runs: int = 1
+    shown: tuple[str, ...] = ()
 
     def add(
         self,
@@ -103,7 +104,7 @@ def prompts(flow: Flow, who: str, y: int = 330) -> None:
 
 
 def live() -> Flow:
-    flow = Flow("Live attribute bars", after="randomize")
+    flow = Flow("Live attribute bars", after="randomize", shown=("8",))
     adapter(flow)
     prompts(flow, "mechanic")
     flow.add("7", "EmptyLatentImage", (410, 540), (360, 110), width=128, height=128, batch_size=12)
@@ -116,7 +117,7 @@ def live() -> Flow:
 
 
 def on_and_off() -> Flow:
-    flow = Flow("Adapter on and off, the same noise")
+    flow = Flow("Adapter on and off, the same noise", shown=("21", "22"))
     adapter(flow)
     prompts(flow, "mechanic")
     flow.add(
@@ -143,7 +144,7 @@ def on_and_off() -> Flow:
 
 def sweep(name: str = FIXED, follows: bool = False) -> Flow:
     """Three targets of an adapter that follows them; of one that does not, three strengths."""
-    flow = Flow("Target sweep" if follows else "Strength sweep")
+    flow = Flow("Target sweep" if follows else "Strength sweep", shown=("35", "45", "55"))
     flow.add("1", "LoadPortrait", (40, 60), (330, 90))
     flow.add("2", "LoadAdapter", (40, 200), (330, 400), adapter=name)
     flow.add("7", "EmptyLatentImage", (40, 660), (330, 110), width=128, height=128, batch_size=12)
@@ -178,7 +179,7 @@ def sweep(name: str = FIXED, follows: bool = False) -> Flow:
 
 
 def statistics() -> Flow:
-    flow = Flow("Statistics over many batches", after="randomize", runs=4)
+    flow = Flow("Statistics over many batches", after="randomize", runs=4, shown=("11", "12"))
     adapter(flow)
     prompts(flow, "teacher")
     flow.add("7", "EmptyLatentImage", (410, 540), (360, 110), width=128, height=128, batch_size=16)
@@ -205,7 +206,7 @@ def export() -> Flow:
 
 def checkpoint() -> Flow:
     flow = live()
-    flow.title, flow.runs = "Your own checkpoint", 0
+    flow.title, flow.runs, flow.shown = "Your own checkpoint", 0, ()
     flow.add(
         "1", "CheckpointLoaderSimple", (40, 60), (330, 100), ckpt_name="v1-5-pruned-emaonly-fp16.safetensors"
     )

@@ -45,8 +45,9 @@ class ModelConfig:
         None, "folder or hub id that describes a checkpoint; null: its family's on the hub"
     )
     variant: str | None = option(None, "of the files in a folder, such as fp16")
-    dtype: Literal["float32", "bfloat16", "float16"] = option(
-        "float32", "of the frozen weights; what is trained stays float32"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
+        "float32",
+        "of the frozen weights (what is trained stays float32); auto: bfloat16 where the device computes in it",
     )
     guidance_scale: float | None = option(7.5, "null: the one on the portrait model's card", least=1)
     scheduler: str | None = option(

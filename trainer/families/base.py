@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...shared.adapter_info import BaseModel
+from ...shared.adapter_info import BaseModel, weights_hash
 from ...shared.errors import FairAdapterError
 from ...shared.lora import text_layers
 from ...shared.sampling import Conditioning, Guidance, rollout
@@ -105,6 +105,7 @@ class DiffusionModel(ImageModel):
     scheduler: Any
     side: int | None = None  # of the latents; None is what the model was made for
     other_scheduler: str | None = None  # the one that took the place of the model's own
+    hash: str = ""  # of the weights as they were before they became bfloat16
 
     # ---- what a family says
 
@@ -140,11 +141,20 @@ class DiffusionModel(ImageModel):
         length: positions, where it is not the encoder's own (see `text_length`).
         """
 
+    @property
     @abstractmethod
-    def describe(self, name: str) -> BaseModel:
-        """What an adapter file says about the model that it was trained on."""
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Weights of the network's first and last layer, for `weights_hash`."""
+
+    @abstractmethod
+    def widths(self) -> dict[str, int]:
+        """Of the parts that an adapter has to fit."""
 
     # ---- what follows from it
+
+    def describe(self, name: str) -> BaseModel:
+        """What an adapter file says about the model that it was trained on."""
+        return BaseModel(name, self.architecture, self.widths(), self.hash or weights_hash(*self.ends))
 
     @property
     def device(self) -> torch.device:

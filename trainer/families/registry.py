@@ -21,6 +21,7 @@ import torch
 from diffusers.utils import logging
 from safetensors import SafetensorError, safe_open
 
+from ...shared.adapter_info import weights_hash
 from ...shared.errors import FairAdapterError
 from ..configuration.settings import unknown
 from .base import DiffusionModel
@@ -59,10 +60,15 @@ def load(
     """
     level = logging.get_verbosity()
     logging.set_verbosity_error()
+    coarse = dtype == torch.bfloat16  # which model it is shows in finer weights alone
     try:
-        model = _load(source, dtype, config, variant)
+        model = _load(source, torch.float16 if coarse else dtype, config, variant)
     finally:
         logging.set_verbosity(level)
+    if coarse:
+        model.hash = weights_hash(*model.ends)
+        for part in model.parts().values():
+            part.to(dtype)
     return model.to(device)
 
 

@@ -20,7 +20,6 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ...shared.adapter_info import BaseModel, weights_hash
 from ...shared.errors import FairAdapterError
 from ...shared.lora import TEXT_PREFIX, unet_layers
 from ...shared.sampling import Conditioning
@@ -129,12 +128,13 @@ class StableDiffusion(DiffusionModel):
         dtype = self.unet.dtype
         return self.unet(inputs.to(dtype), timesteps, conditioning["text"].to(dtype)).sample
 
-    def describe(self, name: str) -> BaseModel:
-        unet = self.unet
-        widths = {
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        return self.unet.conv_in.weight, self.unet.conv_out.weight
+
+    def widths(self) -> dict[str, int]:
+        return {
             self.encoder_name: int(self.text_encoder.config.hidden_size),
-            "context": int(unet.config["cross_attention_dim"]),
-            "unet": int(unet.config["block_out_channels"][0]),
+            "context": int(self.unet.config["cross_attention_dim"]),
+            "unet": int(self.unet.config["block_out_channels"][0]),
         }
-        hashed = weights_hash(unet.conv_in.weight, unet.conv_out.weight)
-        return BaseModel(name, self.architecture, widths, hashed)

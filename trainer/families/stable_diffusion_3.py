@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from ...shared.adapter_info import BaseModel, weights_hash
 from ...shared.lora import transformer_layers
 from ...shared.sampling import Conditioning
 from ...shared.schedulers import LinearSampler, linear_sampler
@@ -133,15 +132,15 @@ class StableDiffusion3(DiffusionModel):
             pooled_projections=conditioning["pooled"].to(dtype),
         ).sample
 
-    def describe(self, name: str) -> BaseModel:
-        transformer = self.transformer
-        widths = {encoder.name: _width(encoder) for encoder in self.encoders}
-        widths |= {
-            "context": int(transformer.config["joint_attention_dim"]),
-            "transformer": int(transformer.inner_dim),
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        return self.transformer.pos_embed.proj.weight, self.transformer.proj_out.weight
+
+    def widths(self) -> dict[str, int]:
+        return {encoder.name: _width(encoder) for encoder in self.encoders} | {
+            "context": int(self.transformer.config["joint_attention_dim"]),
+            "transformer": int(self.transformer.inner_dim),
         }
-        hashed = weights_hash(transformer.pos_embed.proj.weight, transformer.proj_out.weight)
-        return BaseModel(name, self.architecture, widths, hashed)
 
 
 def _width(encoder: TextEncoder) -> int:

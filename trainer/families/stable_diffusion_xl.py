@@ -15,7 +15,6 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from ...shared.adapter_info import BaseModel, weights_hash
 from ...shared.lora import unet_layers
 from ...shared.sampling import Conditioning
 from ...shared.soft_prompt import prompt_ids, spliced
@@ -99,16 +98,17 @@ class StableDiffusionXL(DiffusionModel):
         text = conditioning["text"].to(dtype)
         return self.unet(inputs.to(dtype), timesteps, text, added_cond_kwargs=added).sample
 
-    def describe(self, name: str) -> BaseModel:
-        unet = self.unet
-        widths = {
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        return self.unet.conv_in.weight, self.unet.conv_out.weight
+
+    def widths(self) -> dict[str, int]:
+        return {
             "clip_l": int(self.text_encoder.config.hidden_size),
             "clip_g": int(self.text_encoder_2.config.hidden_size),
-            "context": int(unet.config["cross_attention_dim"]),
-            "unet": int(unet.config["block_out_channels"][0]),
+            "context": int(self.unet.config["cross_attention_dim"]),
+            "unet": int(self.unet.config["block_out_channels"][0]),
         }
-        hashed = weights_hash(unet.conv_in.weight, unet.conv_out.weight)
-        return BaseModel(name, self.architecture, widths, hashed)
 
 
 def clip_output(encoder: TextEncoder, prompts: Sequence[str], soft: Soft | None, device: torch.device) -> Any:

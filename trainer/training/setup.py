@@ -40,7 +40,20 @@ from .processes import Processes
 from .targets import TargetDraw, target_space
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BFLOAT16_ON_CPU = ("amx_bf16", "avx512_bf16", "bf16")  # the last is ARM's; without one bfloat16 is slower
 Say = Callable[[str], None]
+
+
+def weights_dtype(name: str, device: torch.device | str) -> torch.dtype:
+    """Of a name in `ModelConfig.dtype`; "auto" is bfloat16 where the device computes in it, else float32."""
+    if name != "auto":
+        return DTYPES[name]
+    if torch.device(device).type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        known = torch.cpu.get_capabilities()
+        native = any(known.get(feature) for feature in BFLOAT16_ON_CPU)
+    return torch.bfloat16 if native else torch.float32
 
 
 def model_folder(path: str) -> Path:
@@ -117,7 +130,7 @@ def _adaptation(config: Config) -> AdaptationConfig:
 def load_base(config: ModelConfig, device: torch.device | str) -> DiffusionModel:
     """The base model as configured. Raises FairAdapterError for what it can't be or can't do."""
     options = {"config": config.config, "variant": config.variant}
-    model = load_model(model_folder(config.path), device, DTYPES[config.dtype], **options)
+    model = load_model(model_folder(config.path), device, weights_dtype(config.dtype, device), **options)
     if config.size is not None:
         model.resize(config.size)
     if config.scheduler is not None:
