@@ -47,7 +47,7 @@ class ModelConfig:
     variant: str | None = option(None, "of the files in a folder, such as fp16")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
         "float32",
-        "of the frozen weights (what is trained stays float32); auto: bfloat16 where the device computes in it",
+        "of the frozen weights, what is trained stays float32; auto: bfloat16 if the device computes in it",
     )
     guidance_scale: float | None = option(7.5, "null: the one on the portrait model's card", least=1)
     scheduler: str | None = option(
