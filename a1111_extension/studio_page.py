@@ -62,7 +62,7 @@ def _generate_tab(service: FairService, session: PortraitSession) -> None:
         with gr.Column(scale=2, min_width=360):
             gr.Markdown(INTRODUCTION.format(n=8 * session.model.latent_shape[1]))
             prompt = gr.Textbox(
-                "a portrait photo of a doctor", label="Prompt", lines=2, elem_id="studio_prompt"
+                "a photo of the face of a doctor, a person", label="Prompt", lines=2, elem_id="studio_prompt"
             )
             with gr.Row():
                 adapter = gr.Dropdown(
@@ -81,7 +81,7 @@ def _generate_tab(service: FairService, session: PortraitSession) -> None:
             with gr.Accordion("More", open=False):
                 negative = gr.Textbox("", label="Negative prompt")
                 number = gr.Slider(4, 60, value=steps, step=1, label="Steps", elem_id="studio_steps")
-                guidance = gr.Slider(1.0, 8.0, value=scale, step=0.5, label="Guidance scale")
+                guidance = gr.Slider(1.0, 8.0, value=scale, step=0.25, label="Guidance scale")
             start = gr.Button("Generate", variant="primary", elem_id="studio_generate")
         with gr.Column(scale=3, min_width=420):
             state = gr.Markdown("", elem_id="studio_state")

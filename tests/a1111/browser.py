@@ -23,7 +23,7 @@ def chromium() -> str | None:
 
 @contextmanager
 def opened(url: str, dark: bool = False) -> Iterator[Any]:
-    """A page on the webui; its console errors are in `page.errors`."""
+    """A page of ours; its console errors are in `page.errors`, `page.settle()` waits for the server."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -33,9 +33,29 @@ def opened(url: str, dark: bool = False) -> Iterator[Any]:
         page.route("**/*", lambda route: route.continue_() if _local(route.request.url) else route.abort())
         page.errors = []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.settle = Settle(page)
         page.goto(url + ("/?__theme=dark" if dark else "/?__theme=light"))
         yield page
         browser.close()
+
+
+class Settle:
+    """Waits until no answer has been due for `quiet` seconds: a late one would undo the next step."""
+
+    def __init__(self, page: Any) -> None:
+        self.page, self._asked = page, set[Any]()
+        page.on("request", lambda request: request.method == "POST" and self._asked.add(request))
+        for ended in ("requestfinished", "requestfailed"):
+            page.on(ended, lambda request: self._asked.discard(request))
+
+    def __call__(self, quiet: float = 0.5) -> None:
+        limit, since = time.monotonic() + 60, time.monotonic()
+        while time.monotonic() - since < quiet:
+            if time.monotonic() > limit:
+                raise TimeoutError(f"still waiting for {[request.url for request in self._asked]}")
+            self.page.wait_for_timeout(50)
+            if self._asked:
+                since = time.monotonic()
 
 
 def _local(url: str) -> bool:
@@ -48,21 +68,7 @@ class Webui:
 
     def __init__(self, page: Any) -> None:
         self.page = page
-        self._asked: set[Any] = set()
-        page.on("request", lambda request: request.method == "POST" and self._asked.add(request))
-        for ended in ("requestfinished", "requestfailed"):
-            page.on(ended, lambda request: self._asked.discard(request))
         page.wait_for_selector("#txt2img_prompt textarea")
-
-    def settle(self, quiet: float = 0.5) -> None:
-        """Until no answer has been due for `quiet` seconds: a late one would undo the next step."""
-        limit, since = time.monotonic() + 60, time.monotonic()
-        while time.monotonic() - since < quiet:
-            if time.monotonic() > limit:
-                raise TimeoutError(f"still waiting for {[request.url for request in self._asked]}")
-            self.page.wait_for_timeout(50)
-            if self._asked:
-                since = time.monotonic()
 
     def open_accordion(self) -> None:
         """Enable the script: its accordion is its switch."""
@@ -79,13 +85,13 @@ class Webui:
         field.click()
         field.fill(value)
         self.page.locator(f"#{elem_id} ul [role=option], ul.options li", has_text=value).first.click()
-        self.settle()
+        self.page.settle()
 
     def type_number(self, elem_id: str, value: float) -> None:
         field = self.page.locator(f"#{elem_id} input[type=number]").first
         field.fill(str(value))
         field.blur()
-        self.settle()
+        self.page.settle()
 
     def number(self, elem_id: str) -> float:
         return float(self.page.locator(f"#{elem_id} input[type=number]").first.input_value())
@@ -97,7 +103,7 @@ class Webui:
         field = self.page.locator(f"#{elem_id} textarea, #{elem_id} input[type=text]").first
         field.fill(value)
         field.blur()
-        self.settle()
+        self.page.settle()
 
     def generate(self, wait: bool = True) -> None:
         before = self.page.locator("#html_info_txt2img").first.inner_html()

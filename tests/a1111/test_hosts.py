@@ -120,6 +120,17 @@ def test_a_target_is_the_exported_files_of_that_target(webui: lab.Server) -> Non
     assert "Lora hashes" in ours["infotexts"][0]
 
 
+def test_the_target_moves_the_shares(webui: lab.Server) -> None:
+    """With an adapter whose tokens are attribute words: it needs no training, and must work."""
+    shares = {}
+    for female in (10, 90):
+        fair = {"adapter": "gender-words", "target": f"gender={female}/{100 - female}"}
+        txt2img(webui, fair, prompt="a photo of the face of a person", steps=12, batch_size=12)
+        rows = last(webui)["statistics"]
+        shares[female] = next(row["share"] for row in rows if row["class"] == "female")
+    assert shares[90] - shares[10] > 0.3
+
+
 def test_pictures_follow_the_target_without_a_stale_cache(webui: lab.Server) -> None:
     def draw(target: str) -> list[str]:
         return txt2img(webui, {"adapter": "gender-words", "target": target})["images"]

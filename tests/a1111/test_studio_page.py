@@ -1,0 +1,92 @@
+"""The studio as `python install.py studio` starts it, in headless Chromium; the screenshot is in `.lab`."""
+
+import importlib.util
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fair_adapter.tests.a1111 import adapters, browser, lab
+
+pytestmark = pytest.mark.a1111
+SECONDS = 120  # for the start on a busy machine
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    parts = {name: importlib.util.find_spec(name) for name in ("gradio", "playwright")}
+    missing = [name for name, found in parts.items() if found is None]
+    missing += [] if browser.chromium() else ["Chromium"]
+    if missing and lab.REQUIRED:
+        raise AssertionError(f"missing: {missing}")
+    if missing:
+        pytest.skip(f"needs {' and '.join(missing)}")
+    folder = tmp_path_factory.mktemp("studio")
+    adapters.words_adapter("gender-words", {"female": "female", "male": "male"}).write(
+        folder / "gender-words.safetensors"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = lab.ROOT / "a1111_extension" / "studio.py"
+    places = ["--adapters", str(folder), "--data", str(folder / "data")]
+    with (folder / "log.txt").open("w") as log:
+        command = [sys.executable, str(program), "--no-browser", "--port", str(port), *places]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    url, limit = f"http://127.0.0.1:{port}", time.monotonic() + SECONDS
+    try:
+        while not answers(url):
+            assert process.poll() is None and time.monotonic() < limit, (folder / "log.txt").read_text()
+            time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+    assert "Traceback" not in (folder / "log.txt").read_text()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def fill(page: Any, name: str, value: str) -> None:
+    field = page.locator(f"#studio_{name} textarea, #studio_{name} input").first
+    field.fill(value)
+    field.blur()
+    page.settle()
+
+
+def test_before_and_after_from_the_same_noise(address: str) -> None:
+    with browser.opened(address) as page:
+        page.wait_for_selector("#studio_prompt textarea")
+        field = page.locator("#studio_adapter input").first
+        field.click()
+        page.locator("ul[role=listbox] li", has_text="gender-words").first.click()
+        page.settle()
+        fill(page, "target", "gender=80/20")
+        page.wait_for_function(
+            "() => Number(document.querySelector('#studio_share_0_0 input[type=number]').value) === 80"
+        )
+        fill(page, "seed", "7")
+        page.locator("#studio_generate").click()
+        page.wait_for_selector("#studio_live img")
+        for place, heading in (("before", "Without the adapter"), ("after", "the same noise")):
+            page.wait_for_selector(f"#studio_{place} .fair-tiles img", timeout=180_000)
+            assert page.locator(f"#studio_{place} figure").count() == 8
+            assert "of 80%" in page.locator(f"#studio_{place}").inner_text()
+            assert heading in page.locator(f"#studio_{place}").inner_text()
+        page.wait_for_timeout(1000)
+        path = Path(lab.LAB / "screenshots" / "studio.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=path, full_page=True)
+        assert page.errors == []
