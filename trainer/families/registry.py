@@ -63,12 +63,12 @@ def load(
     coarse = dtype == torch.bfloat16  # which model it is shows in finer weights alone
     try:
         model = _load(source, torch.float16 if coarse else dtype, config, variant)
+        if coarse:
+            model.hash = weights_hash(*model.ends)
+            for part in model.parts().values():
+                part.to(dtype)
     finally:
         logging.set_verbosity(level)
-    if coarse:
-        model.hash = weights_hash(*model.ends)
-        for part in model.parts().values():
-            part.to(dtype)
     return model.to(device)
 
 
