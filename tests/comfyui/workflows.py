@@ -9,11 +9,12 @@ from typing import Any
 from fair_adapter.tests.comfyui.prompts import KSAMPLER, Prompt, node
 
 FIXED = "portrait_gender_race.safetensors"
+ANY = "portrait_any_target.safetensors"
 EQUAL = "gender=female:50,male:50;race=equal"
 OWN = "sliders or text"
 LIVE = """## Live attribute bars
 Press **Run** and watch: every third step the whole batch is decoded, read and drawn while the sampler
-works.
+works. Then move a slider of *Target Distribution* and run again.
 
 Move *strength* to 0 and run again: that is the model without the adapter. Nothing was typed into the prompt,
 the *Fair Adapter* node sees to it."""
@@ -23,9 +24,9 @@ Left what the model draws by itself, right the same seeds with the adapter.
 The white mark is the target, the thin line the 95% interval. Sixteen faces say little: see *Statistics over
 many batches*."""
 TARGETS = """## Target sweep
-One adapter, one noise, three targets: an adapter that follows targets needs no training for a new one."""
-STRENGTHS = """## Strength sweep
-One adapter, one noise, three strengths: 0 is exactly the base model, 1 is as trained."""
+One adapter, one noise, three targets: an adapter that follows targets needs no training for a new one.
+
+Move a slider and run again: only that row is drawn anew."""
 STATISTICS = """## Statistics over many batches
 Set the number beside **Run** to 10 and press it: every run draws 16 other faces, and the last node counts
 them together until you press *reset*.
@@ -105,7 +106,7 @@ def prompts(flow: Flow, who: str, y: int = 330) -> None:
 
 def live() -> Flow:
     flow = Flow("Live attribute bars", after="randomize", shown=("8",))
-    adapter(flow)
+    adapter(flow, ANY)
     prompts(flow, "mechanic")
     flow.add("7", "EmptyLatentImage", (410, 540), (360, 110), width=128, height=128, batch_size=12)
     flow.add("8", "LiveBars", (1180, 60), (410, 640), model=["4", 0], vae=["1", 2], target=["3", 0], every=3)
@@ -142,29 +143,19 @@ def on_and_off() -> Flow:
     return flow
 
 
-def sweep(name: str = FIXED, follows: bool = False) -> Flow:
-    """Three targets of an adapter that follows them; of one that does not, three strengths."""
-    flow = Flow("Target sweep" if follows else "Strength sweep", shown=("35", "45", "55"))
+def sweep() -> Flow:
+    """Three targets of an adapter that follows them."""
+    flow = Flow("Target sweep", shown=("35", "45", "55"))
     flow.add("1", "LoadPortrait", (40, 60), (330, 90))
-    flow.add("2", "LoadAdapter", (40, 200), (330, 400), adapter=name)
+    flow.add("2", "LoadAdapter", (40, 200), (330, 400), adapter=ANY)
     flow.add("7", "EmptyLatentImage", (40, 660), (330, 110), width=128, height=128, batch_size=12)
-    for row, (female, strength) in enumerate(((15, 0.0), (50, 0.5), (85, 1.0))):
-        strength = 1.0 if follows else strength
+    for row, female in enumerate((15, 50, 85)):
         y, key = 60 + 640 * row, str(row + 3)
-        text = f"gender=female:{female},male:{100 - female};race=equal" if follows else EQUAL
-        title = f"{female}% women" if follows else f"strength {strength:g}"
-        flow.add(
-            key + "0",
-            "TargetDistribution",
-            (410, y),
-            (360, 420),
-            title,
-            adapter=["2", 0],
-            preset=OWN,
-            text=text,
-        )
+        text, title = f"gender=female:{female},male:{100 - female};race=equal", f"{female}% women"
+        asked = {"adapter": ["2", 0], "preset": OWN, "text": text}
+        flow.add(key + "0", "TargetDistribution", (410, y), (360, 420), title, **asked)
         links = {"model": ["1", 0], "clip": ["1", 1], "adapter": ["2", 0], "target": [key + "0", 0]}
-        flow.add(key + "1", "Apply", (810, y), (330, 230), title, strength=strength, **links)
+        flow.add(key + "1", "Apply", (810, y), (330, 230), title, strength=1.0, **links)
         flow.add(key + "2", "CLIPTextEncode", (810, y + 290), (330, 110), "prompt", clip=[key + "1", 1],
                  text=prompt_of("doctor"))  # fmt: skip
         flow.add(
@@ -174,7 +165,7 @@ def sweep(name: str = FIXED, follows: bool = False) -> Flow:
                      latent_image=["7", 0])  # fmt: skip
         faces = {"faces": "largest face", "certain": 0.7, "target": [key + "0", 0]}
         flow.add(key + "5", "FaceAttributes", (1520, y), (520, 590), title, images=[key + "40", 0], **faces)
-    flow.note = ((40, 830), (330, 220), TARGETS if follows else STRENGTHS)
+    flow.note = ((40, 830), (330, 220), TARGETS)
     return flow
 
 
