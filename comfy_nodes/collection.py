@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,20 +19,26 @@ MOST = 256  # collections; names come from the network
 class Batch:
     """Readings of one run of Face Attributes.
 
-    readings: for each picture its faces, the largest first.  identity: counts a batch once, however often a
-    cached one comes by.
+    readings: for each picture its faces, the largest first.  identity: of the pictures; a collection counts
+    the same pictures once, however often they come by, as they were read last.
     """
 
     readings: Sequence[Sequence[FaceBars]]
     attributes: tuple[Attribute, ...]
-    identity: str = field(default_factory=lambda: uuid.uuid4().hex)
+    identity: str
 
 
 @dataclass
 class _Collection:
-    statistics: FairnessStatistics
+    batches: dict[str, tuple[Batch, str]] = field(default_factory=dict)  # identity -> batch and its group
     target: TargetDistribution | None = None
-    seen: set[str] = field(default_factory=set)
+
+    def statistics(self) -> FairnessStatistics:
+        first, _ = next(iter(self.batches.values()))
+        statistics = FairnessStatistics(first.attributes)
+        for batch, group in self.batches.values():
+            statistics.add(batch.readings, group)
+        return statistics
 
 
 class Collections:
@@ -47,7 +52,7 @@ class Collections:
     def add(
         self, name: str, batch: Batch, target: TargetDistribution | None = None, group: str = ""
     ) -> FairnessStatistics:
-        """Count a batch that was not counted yet; returns a copy of the collection's statistics.
+        """Count a batch, in place of an earlier reading of its pictures; returns the collection's statistics.
 
         group: what the pictures have in common, such as their prompt.
         Raises FairAdapterError for readings of other attributes than the collection's.
@@ -55,21 +60,19 @@ class Collections:
         with self._lock:
             if name not in self._found and len(self._found) >= MOST:
                 raise FairAdapterError(f"statistics: {MOST} collections are kept, found one more; reset some")
-            kept = self._found.get(name) or _Collection(FairnessStatistics(batch.attributes))
-            if batch.identity not in kept.seen:
-                try:
-                    kept.statistics.add(batch.readings, group)
-                except FairAdapterError as error:
-                    raise FairAdapterError(
-                        f"{error}; collection '{name}' holds another classifier's: reset or rename it"
-                    ) from error
-                kept.seen.add(batch.identity)
-            kept.target = target
+            earlier = self._found.get(name, _Collection()).batches
+            kept = _Collection({**earlier, batch.identity: (batch, group)}, target)
+            try:
+                statistics = kept.statistics()
+            except FairAdapterError as error:
+                raise FairAdapterError(
+                    f"{error}; collection '{name}' holds another classifier's: reset or rename it"
+                ) from error
             self._found[name] = kept
-            return _copy(kept.statistics)
+            return statistics
 
     def get(self, name: str) -> tuple[FairnessStatistics, TargetDistribution | None]:
-        """A copy of the statistics and their last target. Raises FairAdapterError for an unknown name."""
+        """The statistics and their last target. Raises FairAdapterError for an unknown name."""
         with self._lock:
             if name not in self._found:
                 known = ", ".join(sorted(self._found)[:12]) or "none yet"
@@ -77,7 +80,7 @@ class Collections:
                     f"statistics '{name[:60]}': expected a collection ({known}), found none"
                 )
             kept = self._found[name]
-            return _copy(kept.statistics), kept.target
+            return kept.statistics(), kept.target
 
     def reset(self, name: str) -> None:
         """Forget a collection; whatever comes by next is counted anew, also if it was counted before."""
@@ -88,10 +91,6 @@ class Collections:
     def resets(self, name: str) -> int:
         """How often a collection was reset."""
         return self._resets.get(name, 0)
-
-
-def _copy(statistics: FairnessStatistics) -> FairnessStatistics:
-    return FairnessStatistics.from_dict(statistics.to_dict())
 
 
 COLLECTIONS = Collections()
@@ -108,6 +107,7 @@ def statistics_dict(
         "name": name,
         "pictures": statistics.pictures,
         "faces": statistics.faces,
-        "note": statistics.note(),
+        "bias": {a.name: statistics.bias(a.name) for a in statistics.attributes},
+        "notes": [text for text in (statistics.note(), statistics.bias_note()) if text],
         "shares": shares,
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +23,10 @@ FOLDER = "fair_adapters"
 
 def register_folder() -> None:
     """Make `models/fair_adapters` a model folder that extra_model_paths.yaml can add to."""
-    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+    folder = os.path.join(folder_paths.models_dir, FOLDER)
+    with contextlib.suppress(OSError):  # a disk that can't be written: then the user has put nothing there
+        os.makedirs(folder, exist_ok=True)
+    folder_paths.add_model_folder_path(FOLDER, folder)
     paths, _ = folder_paths.folder_names_and_paths[FOLDER]
     folder_paths.folder_names_and_paths[FOLDER] = (paths, {SUFFIX})
 
@@ -72,11 +76,13 @@ def to_comfy(images: Sequence[Image.Image]) -> Tensor:
     return torch.stack([to_tensor(image) for image in images]).movedim(1, -1).contiguous()
 
 
-def send(event: str, data: dict[str, Any]) -> None:
-    """A message to the browser or program that queued the prompt."""
+def sender(event: str) -> Callable[[dict[str, Any]], None]:
+    """Sends messages to the browser or program whose prompt runs now, from any thread, also afterwards."""
     server = getattr(PromptServer, "instance", None)
-    if server is not None:
-        server.send_sync(event, data, server.client_id)
+    if server is None:
+        return lambda data: None
+    client = server.client_id
+    return lambda data: server.send_sync(event, data, client)
 
 
 def stop_if_cancelled() -> None:

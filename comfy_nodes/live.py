@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_management as management
 import comfy.patcher_extension
 import folder_paths
 import torch
@@ -31,7 +32,8 @@ from . import host
 EVENT = "fair_adapter.live"
 KEY = "fair_adapter_live"
 DECODERS = ("auto", "taesd", "vae", "latent colours")
-CHEAP = 20_000_000  # weights of a VAE that may run beside the sampler; Stable Diffusion's has 84 million
+CHEAP = 20_000_000  # weights of a VAE that may run beside any sampler; Stable Diffusion's has 84 million
+ROOM = 3 << 30  # bytes of GPU memory for a copy of a larger one, its work on PIXELS and the face reader
 PIXELS = 1 << 20  # decoded at a time
 TILE = 192  # px of a picture in the browser
 CALLBACK = 5  # place of the callback among the arguments of ComfyUI's outer_sample
@@ -58,13 +60,9 @@ def watched(model: Any, watch: Watch) -> Any:
         if bars is None:
             return executor(*arguments, **options)
         try:
-            result = executor(*with_offers(bars, arguments, options)[0], **options)
-        except BaseException:
-            bars.close(0.0)  # cancelled or failed: the bars must not delay what ComfyUI does about it
-            raise
-        bars.close(1.0)
-        tell_error(watch, bars.error)
-        return result
+            return executor(*with_offers(bars, arguments, options)[0], **options)
+        finally:
+            bars.close(0.0)  # a frame that waits is still shown, but nothing waits for it
 
     model = model.clone()
     kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
@@ -74,19 +72,26 @@ def watched(model: Any, watch: Watch) -> Any:
 
 def begin(patcher: Any, watch: Watch) -> LiveBars | None:
     """Bars for one run of a sampler; None, and a message on the node, if they can't be made."""
+    send = host.sender(EVENT)
+
+    def tell(reason: str) -> None:
+        send({"node": watch.node, "error": reason})
+
     try:
-        decode, sharp = make_decoder(watch, patcher.model.latent_format, patcher.load_device)
+        decode, sharp = make_decoder(watch, patcher)
+        return LiveBars(
+            host.reader("default"),
+            decode,
+            lambda frame: send({"node": watch.node, "sharp": sharp, **frame_dict(frame)}),
+            every=watch.every,
+            reliable_from=RELIABLE_FROM if sharp else math.inf,
+            target=watch.target,
+            on_error=tell,
+        )
     except Exception as error:  # a preview must never end a generation
-        tell_error(watch, str(error))
+        _log.warning("Fair Adapter: %s", error)
+        tell(str(error))
         return None
-    return LiveBars(
-        host.reader("default"),
-        decode,
-        lambda frame: host.send(EVENT, {"node": watch.node, "sharp": sharp, **frame_dict(frame)}),
-        every=watch.every,
-        reliable_from=RELIABLE_FROM if sharp else math.inf,
-        target=watch.target,
-    )
 
 
 def with_offers(
@@ -108,13 +113,6 @@ def with_offers(
     return tuple(places), options
 
 
-def tell_error(watch: Watch, error: str | None) -> None:
-    """Show on the node why there are no bars."""
-    if error:
-        _log.warning("Fair Adapter: %s", error)
-        host.send(EVENT, {"node": watch.node, "error": error})
-
-
 def frame_dict(frame: LiveFrame) -> dict[str, Any]:
     """A frame for the browser: its readings, and all pictures side by side as one small JPEG."""
     columns = math.ceil(math.sqrt(len(frame.pictures)))
@@ -134,22 +132,35 @@ def frame_dict(frame: LiveFrame) -> dict[str, Any]:
 # ---- decoders
 
 
-def make_decoder(watch: Watch, latent_format: Any, device: torch.device) -> tuple[Decoder, bool]:
+def make_decoder(watch: Watch, patcher: Any) -> tuple[Decoder, bool]:
     """Latents of the sampler -> pictures (N, 3, H, W) in [0, 1], and whether they are sharp enough to read.
 
-    "auto" takes the cheapest that is: a connected VAE that is small, else TAESD, else the latent's colours.
+    "auto" takes the cheapest that is: a connected VAE that is small, else TAESD, else a connected VAE if the
+    GPU has room for it, else the latent's colours.
     Raises FairAdapterError for a decoder that was asked for and can't be had.
     """
-    if watch.decoder == "vae" or (watch.decoder == "auto" and watch.vae is not None and _cheap(watch.vae)):
-        return _in_parts(_vae_decoder(watch.vae, latent_format, device)), True
+    latent_format, device = patcher.model.latent_format, host.reading_device()
+    auto = watch.decoder == "auto"
     path = taesd_file(latent_format)
-    if watch.decoder == "taesd" or (watch.decoder == "auto" and path is not None):
+    if watch.decoder == "vae" or (auto and watch.vae is not None and _cheap(watch.vae)):
+        return _in_parts(_vae_decoder(watch.vae, latent_format, device)), True
+    if watch.decoder == "taesd" or (auto and path is not None):
         return _in_parts(_taesd_decoder(path, latent_format, device)), True
+    if auto and watch.vae is not None and _has_room(device, patcher):
+        return _in_parts(_vae_decoder(watch.vae, latent_format, device)), True
     return _in_parts(_colour_decoder(latent_format)), False
 
 
 def _cheap(vae: Any) -> bool:
     return sum(p.numel() for p in vae.first_stage_model.parameters()) <= CHEAP
+
+
+def _has_room(device: torch.device, patcher: Any) -> bool:
+    """Whether the GPU can hold a copy of a VAE and its work beside all of the model that is sampled."""
+    if device.type != "cuda":
+        return False
+    missing = patcher.model_size() - patcher.loaded_size()
+    return management.get_free_memory(device) - missing >= ROOM
 
 
 def _vae_decoder(vae: Any, latent_format: Any, device: torch.device) -> Decoder:
@@ -158,12 +169,15 @@ def _vae_decoder(vae: Any, latent_format: Any, device: torch.device) -> Decoder:
             "live bars: the decoder 'vae' needs a VAE and none is connected; connect the checkpoint's VAE or "
             "choose 'auto'"
         )
-    network = vae.first_stage_model
-    if device.type != "cpu":  # the host moves its own between devices while we would be using it
-        network = copy.deepcopy(network).to(device)
+    network, dtype = vae.first_stage_model, vae.vae_dtype
+    if vae.device.type == "cpu":
+        device = vae.device
+    else:  # the host moves its own between devices while we would be using it
+        dtype = dtype if device.type == "cuda" else torch.float32
+        network = copy.deepcopy(network).to(device, dtype)
 
     def decode(latents: Tensor) -> Tensor:
-        samples = latent_format.process_out(latents.float()).to(device, vae.vae_dtype)
+        samples = latent_format.process_out(latents.float()).to(device, dtype)
         return vae.process_output(network.decode(samples).float())
 
     return decode

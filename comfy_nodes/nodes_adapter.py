@@ -55,8 +55,10 @@ class LoadAdapter(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, adapter: str) -> str:
+    def fingerprint_inputs(cls, adapter: str | None = None) -> str:
         """Load again when the file changed; a missing one fails when it runs, with the reason."""
+        if adapter is None:  # a connection, whose value is not known yet
+            return ""
         try:
             path = host.library().path(adapter)
             status = path.stat()
@@ -220,14 +222,17 @@ class ExportAdapter(io.ComfyNode):
                 io.String.Output(
                     "prompt",
                     display_name="prompt prefix",
-                    tooltip="embedding:NAME, to stand before the prompt; empty for a LoRA alone.",
+                    tooltip="embedding:NAME, to stand before the prompt (of some adapters the negative one "
+                    "too: the panel says so); empty for a LoRA alone.",
                 ),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str = "", **_: Any) -> str:
+    def fingerprint_inputs(cls, name: str | None = None, **_: Any) -> str:
         """Run again when an exported file was deleted or changed."""
+        if name is None:  # a connection, whose value is not known yet
+            return ""
         states = []
         for folder in _folders() if Path(name).name == name else ():
             path = folder / f"{name}.safetensors"
@@ -258,6 +263,8 @@ class ExportAdapter(io.ComfyNode):
         prompt = f"embedding:{tokens}" if weights.soft else ""
         lines = [f"models/loras/{lora}"] if lora else []
         lines += [f"{prompt} before the prompt"] if prompt else []
+        if prompt and adapter.negative_tokens:
+            lines.append("and before the negative prompt too, as in training")
         lines += ["already there, unchanged"] if same else []
         panel = {"fair_exported": [{"lines": lines, "warnings": list(weights.warnings)}]}
         return io.NodeOutput(lora, prompt, ui=panel)

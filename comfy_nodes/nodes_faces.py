@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -42,7 +43,8 @@ class LiveAttributeBars(io.ComfyNode):
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="Decodes the previews if it is a small one, such as the portrait model's.",
+                    tooltip="Decodes the previews if it is a small one, such as the portrait model's, or if "
+                    "the GPU has room for it.",
                 ),
                 Target.Input("target", optional=True, tooltip="Drawn as a line into the shares."),
                 io.Int.Input(
@@ -59,7 +61,8 @@ class LiveAttributeBars(io.ComfyNode):
                     default=live.DECODERS[0],
                     optional=True,
                     tooltip="auto: a small connected VAE, else TAESD from models/vae_approx, else the "
-                    "latent's colours, too coarse to be read. vae: the connected one, whatever it costs.",
+                    "connected VAE if the GPU has 3 GB left, else the latent's colours, too coarse to read. "
+                    "vae: the connected one, whatever it costs.",
                     advanced=True,
                 ),
             ],
@@ -80,6 +83,11 @@ class LiveAttributeBars(io.ComfyNode):
         return io.NodeOutput(live.watched(model, watch))
 
 
+def _output(kind: Any, name: str, shown: str, tooltip: str) -> Any:
+    """One value for each of a list of pictures."""
+    return kind.Output(name, display_name=shown, tooltip=tooltip, is_output_list=True)
+
+
 class ReadFaces(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
@@ -89,6 +97,7 @@ class ReadFaces(io.ComfyNode):
             "Finds faces and reads gender, race and age off them, as a classifier perceives them: first bar "
             "gender, second race, third age; the height is the confidence.",
             is_output_node=True,
+            is_input_list=True,
             search_aliases=["fair", "face", "classify", "bars", "gender", "race", "age"],
             inputs=[
                 io.Image.Input("images", tooltip="Finished pictures; a batch or a list."),
@@ -118,48 +127,70 @@ class ReadFaces(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("overlay", display_name="with bars", tooltip="Copies with boxes and bars."),
-                io.Image.Output("clean", display_name="IMAGE", tooltip="The pictures as they came."),
-                Readings.Output("readings", display_name="READINGS", tooltip="For Fairness Statistics."),
-                io.String.Output("table", display_name="table", tooltip="A line for each face, in Markdown."),
+                _output(io.Image, "overlay", "with bars", "Copies with boxes and bars."),
+                _output(io.Image, "clean", "IMAGE", "The pictures as they came."),
+                _output(Readings, "readings", "READINGS", "For Fairness Statistics."),
+                _output(io.String, "table", "table", "A line for each face, in Markdown."),
             ],
         )
 
     @classmethod
     def execute(
         cls,
-        images: Tensor,
-        faces: str,
-        certain: float,
-        target: TargetDistribution | None = None,
-        classifier: str = CLASSIFIERS[0],
+        images: list[Tensor],
+        faces: list[str],
+        certain: list[float],
+        target: Sequence[TargetDistribution | None] = (None,),
+        classifier: Sequence[str] = CLASSIFIERS[:1],
     ) -> io.NodeOutput:
-        pixels = host.to_core(images)
-        reader = host.reader(classifier).with_options(faces == FACES[1], certain)
-        readings: list[list[FaceBars]] = []
-        for first in range(0, len(pixels), CHUNK):
-            host.stop_if_cancelled()
-            readings += reader.read(pixels[first : first + CHUNK])
-        batch = Batch(readings, reader.attributes)
-        overlay = [draw_faces(to_pil(p), r) for p, r in zip(pixels, readings)]
-        drawn = host.to_comfy(overlay) if overlay else images
-        table = texts.readings_table(readings, [a.name for a in reader.attributes])
-        panel = _panel(cls, pixels, batch, target)
-        return io.NodeOutput(drawn, images, batch, table, ui=panel)
+        """A list comes whole, so that the panel counts all of its pictures together."""
+        inputs = (images, faces, certain, classifier)
+        count = max(len(values) for values in inputs)
+        rows: list[list[Any]] = [[values[min(i, len(values) - 1)] for values in inputs] for i in range(count)]
+        pixels = [host.to_core(row[0]) for row in rows]
+        batches = [_read(p, *row[1:]) for p, row in zip(pixels, rows)]
+        overlays = [_overlay(p, b) if len(p) else row[0] for p, b, row in zip(pixels, batches, rows)]
+        tables = [texts.readings_table(b.readings, [a.name for a in b.attributes]) for b in batches]
+        panel = _panel(cls, pixels, batches, target[-1])
+        return io.NodeOutput(overlays, [row[0] for row in rows], batches, tables, ui=panel)
+
+
+def _read(pixels: Tensor, faces: str, certain: float, classifier: str) -> Batch:
+    reader = host.reader(classifier).with_options(faces == FACES[1], certain)
+    readings: list[list[FaceBars]] = []
+    for first in range(0, len(pixels), CHUNK):
+        host.stop_if_cancelled()
+        readings += reader.read(pixels[first : first + CHUNK])
+    return Batch(readings, reader.attributes, _identity(pixels))
+
+
+def _overlay(pixels: Tensor, batch: Batch) -> Tensor:
+    return host.to_comfy([draw_faces(to_pil(p), faces) for p, faces in zip(pixels, batch.readings)])
+
+
+def _identity(pixels: Tensor) -> str:
+    """Of pictures (N, 3, H, W) as they are seen, in 256 levels."""
+    levels = pixels.mul(255).round().byte().cpu().contiguous()
+    return hashlib.sha256(str(tuple(levels.shape)).encode() + levels.numpy().tobytes()).hexdigest()
 
 
 def _panel(
-    cls: type[io.ComfyNode], pixels: Tensor, batch: Batch, target: TargetDistribution | None
+    cls: type[io.ComfyNode],
+    pixels: Sequence[Tensor],
+    batches: Sequence[Batch],
+    target: TargetDistribution | None,
 ) -> dict[str, Any]:
     """The clean pictures as temporary files, and the readings: the bars are drawn crisp in the browser."""
-    shown = readings_dict(batch.readings, batch.attributes, target)
-    files: Sequence[dict[str, Any]] = []
-    if len(pixels):
-        files = ui.PreviewImage(pixels.movedim(1, -1), cls=cls).as_dict()["images"]
-    size = {"width": int(pixels.shape[3]), "height": int(pixels.shape[2])}
-    faces = [{**file, **size, "faces": found} for file, found in zip(files, shown["pictures"])]
-    statistics = FairnessStatistics(batch.attributes)
-    statistics.add(batch.readings)
+    readings = [faces for batch in batches for faces in batch.readings]
+    shown = readings_dict(readings, batches[0].attributes, target)
+    files: list[dict[str, Any]] = []
+    for each in (each for each in pixels if len(each)):
+        size = {"width": int(each.shape[3]), "height": int(each.shape[2])}
+        saved = ui.PreviewImage(each.movedim(1, -1), cls=cls).as_dict()["images"]
+        files += [{**file, **size} for file in saved]
+    faces = [{**file, "faces": found} for file, found in zip(files, shown["pictures"])]
+    statistics = FairnessStatistics(batches[0].attributes)
+    statistics.add(readings)
     return {"fair_faces": faces, "fair_shares": [shown["shares"]], "fair_note": [statistics.note()]}
 
 
@@ -218,7 +249,7 @@ class CollectStatistics(io.ComfyNode):
     ) -> io.NodeOutput:
         statistics = COLLECTIONS.add(collection, readings, target, group)
         chart = statistics.draw(target, WIDTH)
-        table = texts.shares_table(statistics.measure(target), statistics.note())
+        table = texts.shares_table(statistics, target)
         csv = statistics.to_csv(target)
         saved = _save(save_as, chart, csv) if save_as.strip() else []
         panel = {"fair_statistics": [{**statistics_dict(collection, statistics, target), "saved": saved}]}

@@ -16,7 +16,7 @@ class LoadPortrait(io.ComfyNode):
             "LoadPortrait",
             "Load Portrait Model",
             "The small text-to-image model that comes with Fair Adapter. It draws portraits of 128 x 128 "
-            "pixels on any CPU; its world is skewed on purpose. Use it with dpmpp_2m, 20 steps, cfg 2.",
+            "pixels on any CPU; its world is skewed on purpose. Use it with dpmpp_2m, 20 steps, cfg 2.75.",
             search_aliases=["portrait", "demo model", "fair"],
             inputs=[],
             outputs=[

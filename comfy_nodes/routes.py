@@ -84,7 +84,7 @@ async def statistics(request: web.Request) -> web.Response:
     try:
         return web.json_response(statistics_dict(name, *COLLECTIONS.get(name)))
     except FairAdapterError:
-        return web.json_response({"name": name[:200], "pictures": 0, "faces": 0, "note": "", "shares": {}})
+        return web.json_response({"name": name[:200], "pictures": 0, "faces": 0, "shares": {}})
 
 
 async def statistics_csv(request: web.Request) -> web.Response:

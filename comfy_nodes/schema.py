@@ -11,7 +11,7 @@ from comfy_api.latest import io
 CATEGORY = "Fair Adapter"
 Adapter = io.Custom("FAIR_ADAPTER")  # shared.adapter.FairnessAdapter
 Target = io.Custom("FAIR_TARGET")  # shared.attributes.TargetDistribution
-Readings = io.Custom("FAIR_READINGS")  # readings.Batch
+Readings = io.Custom("FAIR_READINGS")  # collection.Batch
 
 
 def known(make: Callable[..., Any], *args: Any, **options: Any) -> Any:

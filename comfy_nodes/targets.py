@@ -7,6 +7,7 @@ from typing import Any
 
 from ..shared.adapter import FairnessAdapter
 from ..shared.attributes import KNOWN, Attribute, TargetDistribution
+from ..shared.bar_grid import hex_colour
 from ..shared.bars import class_colour
 from ..shared.errors import FairAdapterError
 from ..shared.presets import presets
@@ -47,9 +48,8 @@ def choose(text: str, preset: str, adapter: FairnessAdapter | None) -> TargetDis
             f"target preset '{preset}': needs an adapter and none is connected; connect Load Fair Adapter "
             "or choose another preset"
         )
-    raise FairAdapterError(
-        f"target preset '{preset}': this adapter's file does not tell; choose one of {', '.join(found)}"
-    )
+    reason = "no attribute has two classes" if preset == "75/25" else "this adapter's file does not tell"
+    raise FairAdapterError(f"target preset '{preset}': {reason}; choose one of {', '.join(found)}")
 
 
 def groups(text: str, attributes: Sequence[Attribute]) -> list[dict[str, Any]]:
@@ -67,14 +67,10 @@ def groups(text: str, attributes: Sequence[Attribute]) -> list[dict[str, Any]]:
                 "name": "*".join(target.names),
                 "classes": ["*".join(cell) for cell in target.cells],
                 "shares": [100 * share for share in target.shares],
-                "colours": [_hex(class_colour(first, first.index(cell[0]))) for cell in target.cells],
+                "colours": [hex_colour(class_colour(first, first.index(cell[0]))) for cell in target.cells],
             }
         )
     return found
-
-
-def _hex(colour: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def target_dict(text: str, preset: str, adapter: FairnessAdapter | None) -> dict[str, Any]:
@@ -82,7 +78,6 @@ def target_dict(text: str, preset: str, adapter: FairnessAdapter | None) -> dict
     attributes = known_attributes(adapter)
     table: dict[str, Any] = {
         "attributes": {a.name: list(a.classes) for a in attributes},
-        "trained": [a.name for a in adapter.targets.attributes] if adapter is not None else [],
         "groups": [],
         "text": "",
         "warnings": [],

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..shared.adapter import FairnessAdapter
+from ..shared.attributes import TargetDistribution
 from ..shared.bars import FaceBars
 from ..shared.library import AdapterSummary
+from ..shared.statistics import FairnessStatistics
 
 _NAMES = {"gender_x_race": "gender x race"}
 _FIGURES = ("gender", "race", "gender_x_race", "age")
@@ -107,13 +109,11 @@ def readings_table(readings: Sequence[Sequence[FaceBars]], attributes: Sequence[
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def shares_table(rows: Sequence[Any], note: str) -> str:
-    """A Markdown table of `statistics.ShareRow`, and what so many faces can tell."""
+def shares_table(statistics: FairnessStatistics, target: TargetDistribution | None) -> str:
+    """A Markdown table of the shares, and what so many faces can tell."""
     lines = ["| attribute | class | faces | share | 95% interval | target |", "|---|---|---|---|---|---|"]
-    for row in rows:
+    for row in statistics.measure(target):
         aim = "" if row.target is None else f"{100 * row.target:.4g}%"
         share = f"{100 * row.share:.0f}% | {100 * row.low:.0f} to {100 * row.high:.0f}%" if row.n else " | "
         lines.append(f"| {row.attribute} | {row.label} | {row.count} of {row.n} | {share} | {aim} |")
-    floors = {row.attribute: row.floor for row in rows if row.floor is not None}
-    floor = ", ".join(f"{name} {value:.2f}" for name, value in floors.items())
-    return "\n".join([*lines, "", note, *([f"Bias of a perfectly fair model: {floor}."] if floor else [])])
+    return "\n".join([*lines, "", statistics.note(), statistics.bias_note()]).rstrip()

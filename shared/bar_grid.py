@@ -34,6 +34,22 @@ class ClassShare:
     target: float | None = None
 
 
+def hex_colour(colour: Colour) -> str:
+    """#rrggbb."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def class_aims(attribute: Attribute, target: TargetDistribution | None) -> list[float] | None:
+    """The target's shares in the order of the attribute's classes; a class it does not know gets 0.
+
+    None without a target for the attribute.
+    """
+    if target is None or attribute.name not in target.names:
+        return None
+    shares = dict(zip(target.attribute(attribute.name).classes, target.marginal(attribute.name).tolist()))
+    return [shares.get(label, 0.0) for label in attribute.classes]
+
+
 def class_shares(
     faces: Sequence[FaceBars], attributes: Sequence[Attribute], target: TargetDistribution | None = None
 ) -> list[ClassShare]:
@@ -44,12 +60,11 @@ def class_shares(
     shares: list[ClassShare] = []
     for attribute in ordered(attributes):
         labels = [bar.label for face in faces for bar in face.bars if bar.attribute == attribute.name]
-        aimed = target is not None and attribute.name in target.names
-        aims = target.marginal(attribute.name) if target is not None and aimed else None
+        aims = class_aims(attribute, target)
         for index, label in enumerate(attribute.classes):
             low, high = wilson_interval(labels.count(label), len(labels))
             share = labels.count(label) / len(labels) if labels else 0.0
-            aim = None if aims is None else float(aims[index])
+            aim = None if aims is None else aims[index]
             shares.append(
                 ClassShare(attribute.name, label, share, low, high, class_colour(attribute, index), aim)
             )
@@ -87,6 +102,26 @@ def draw_shares(shares: Sequence[ClassShare], width: int, size: int = 14, dark: 
         _draw_share(panel, share, (left, y + 2, right, y + row - 2), ink, paper, max(2, size // 6))
         draw_text(panel, (width - margin, middle), f"{100 * share.share:.0f}%", size, ink, "rm")
         y += row
+    return panel
+
+
+def draw_notes(notes: Sequence[str], width: int, size: int = 14, dark: bool = False) -> Image.Image:
+    """Panel ``width`` px wide with a paragraph for each text, wrapped between words."""
+    _, soft, paper, _ = _theme(dark)
+    lines: list[str] = []
+    for note in notes:
+        begun = ""
+        for word in note.split():
+            longer = f"{begun} {word}".lstrip()
+            if begun and text_size(longer, size)[0] > width - 2 * size:
+                lines.append(begun)
+                longer = word
+            begun = longer
+        lines.append(begun)
+    row = round(size * 1.4)
+    panel = Image.new("RGB", (width, len(lines) * row + size), paper)
+    for index, line in enumerate(lines):
+        draw_text(panel, (size, index * row), fit_text(line, size, width - 2 * size), size, soft)
     return panel
 
 

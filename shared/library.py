@@ -10,6 +10,7 @@ import difflib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -72,9 +73,9 @@ class AdapterLibrary:
         """All names, the user's before the shipped, each in alphabetical order."""
         found: dict[str, None] = {}
         for folder in self.folders:
-            if folder.is_dir():
-                files = (p for p in folder.rglob(f"*{SUFFIX}") if p.is_file())
-                found |= dict.fromkeys(sorted(p.relative_to(folder).as_posix() for p in files))
+            # glob and not rglob, which leaves linked folders out
+            paths = (Path(name) for name in glob(f"**/*{SUFFIX}", root_dir=folder, recursive=True))
+            found |= dict.fromkeys(sorted(p.as_posix() for p in paths if (folder / p).is_file()))
         return list(found)
 
     def path(self, name: str) -> Path:

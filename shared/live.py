@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from .attributes import Attribute, TargetDistribution
-from .bar_grid import class_shares, draw_grid
+from .bar_grid import class_shares, draw_grid, hex_colour
 from .bars import FaceBars
 from .errors import FairAdapterError
 from .images import to_pil
@@ -91,7 +91,7 @@ def readings_dict(
                 "low": row.low,
                 "high": row.high,
                 "target": row.target,
-                "colour": _hex(row.colour),
+                "colour": hex_colour(row.colour),
             }
         )
     return {"pictures": [[_face_dict(face) for face in faces] for faces in readings], "shares": shares}
@@ -104,15 +104,11 @@ def _face_dict(face: FaceBars) -> dict[str, Any]:
             "label": bar.label,
             "confidence": bar.confidence,
             "certain": bar.certain,
-            "colour": _hex(bar.colour),
+            "colour": hex_colour(bar.colour),
         }
         for bar in face.bars
     ]
     return {"box": [round(value, 1) for value in face.box], "bars": bars}
-
-
-def _hex(colour: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 class LiveBars:
@@ -124,6 +120,7 @@ class LiveBars:
     every: steps between frames; the last step always is one.
     reliable_from: share of the steps in [0, 1] from which on a frame is reliable.
     target: of the frames.
+    on_error: called once with the reason when the bars end by a failure, on whatever thread it came up.
     """
 
     def __init__(
@@ -134,8 +131,9 @@ class LiveBars:
         every: int = EVERY,
         reliable_from: float = RELIABLE_FROM,
         target: TargetDistribution | None = None,
+        on_error: Callable[[str], None] | None = None,
     ) -> None:
-        self._reader, self._decode, self._show = reader, decode, show
+        self._reader, self._decode, self._show, self._on_error = reader, decode, show, on_error
         self._every, self._reliable_from, self._target = max(1, every), reliable_from, target
         self._waiting: tuple[int, int, Tensor] | None = None
         self._closed = False
@@ -147,19 +145,26 @@ class LiveBars:
         """Hand over a prediction; returns at once, and whether it was taken.
 
         step: number of finished steps, 1 to total.  x0: predicted clean latents (N, C, h, w); copied.
-        Not taken: steps between frames, and everything after a failure or `close`. A waiting frame that was
-        not begun yet is replaced.
+        Not taken: steps between frames, what there is no memory for, and everything after a failure or
+        `close`. A waiting frame that was not begun yet is replaced.
         """
         if self.error is not None or self._closed or (step % self._every and step != total):
             return False
-        copy = x0.detach().clone()
+        try:
+            return self._take(step, total, x0.detach().clone())
+        except Exception as error:  # no memory, no thread: a preview must never end a generation
+            self._fail(error)
+            return False
+
+    def _take(self, step: int, total: int, latents: Tensor) -> bool:
         with self._news:
             if self._closed:
                 return False
-            self._waiting = (step, total, copy)
+            self._waiting = (step, total, latents)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="fair-adapter-live", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name="fair-adapter-live", daemon=True)
+                thread.start()
+                self._thread = thread
             self._news.notify()
         return True
 
@@ -201,5 +206,9 @@ class LiveBars:
                 f"live bars stopped ({type(error).__name__}: {reason}); the generation goes on without them"
             )
         with self._news:
+            if self.error is not None:
+                return
             self.error, self._waiting = reason, None
         _log.warning("Fair Adapter: %s", reason)
+        if self._on_error is not None:
+            self._on_error(reason)

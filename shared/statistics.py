@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from .attributes import GENDER, KNOWN, RACE, RACE4, Attribute, TargetDistribution
-from .bar_grid import ClassShare, draw_shares
+from .bar_grid import ClassShare, class_aims, draw_notes, draw_shares, hex_colour
 from .bars import FaceBars, class_colour, ordered
 from .errors import FairAdapterError
 from .metrics import bias, bias_floor, frequencies, sample_note, target_error, wilson_interval
@@ -48,7 +48,7 @@ class ShareRow:
         """JSON form under the names of `COLUMNS`, and the colour as #rrggbb."""
         values = (self.attribute, self.label, self.count, self.n, self.share, self.low, self.high)
         table = dict(zip(COLUMNS, (*values, self.target, self.floor)))
-        return {**table, "colour": "#{:02x}{:02x}{:02x}".format(*self.colour)}
+        return {**table, "colour": hex_colour(self.colour)}
 
 
 class FairnessStatistics:
@@ -123,11 +123,18 @@ class FairnessStatistics:
         rows = [c[known.name] for c in self._counts.values() if c[known.name].sum()]
         return float(bias(frequencies(np.stack(rows))).mean()) if rows and len(known) > 1 else None
 
+    def bias_floor(self, attribute: str) -> float | None:
+        """Mean `bias` of a perfectly fair model with as many faces of each key; None without a face."""
+        known = self.attribute(attribute)
+        faces = [int(counts[known.name].sum()) for counts in self._counts.values()]
+        floors = [bias_floor(n, len(known)) for n in faces if n] if len(known) > 1 else []
+        return sum(floors) / len(floors) if floors else None
+
     def target_error(self, target: TargetDistribution, attribute: str) -> float | None:
         """Mean distance of the shares from the target's; None without a face or without a target for it."""
         known = self.attribute(attribute)
         total = self._total(known)
-        aims = self._aims(known, target)
+        aims = class_aims(known, target)
         return float(target_error(frequencies(total), np.array(aims))) if total.sum() and aims else None
 
     def measure(self, target: TargetDistribution | None = None) -> list[ShareRow]:
@@ -135,7 +142,7 @@ class FairnessStatistics:
         rows = []
         for attribute in self.attributes:
             total = self._total(attribute)
-            n, aims = int(total.sum()), self._aims(attribute, target)
+            n, aims = int(total.sum()), class_aims(attribute, target)
             floor = bias_floor(n, len(attribute)) if n and len(attribute) > 1 else None
             for index, (label, count) in enumerate(zip(attribute.classes, total.tolist())):
                 low, high = wilson_interval(count, n)
@@ -151,6 +158,17 @@ class FairnessStatistics:
         unsure = f" {self.uncertain} of {self.readings} readings are uncertain." if self.uncertain else ""
         return sample_note(self.faces) + unsure
 
+    def bias_note(self) -> str:
+        """`bias` of each attribute beside that of a fair model, in a sentence; empty without a face."""
+        found = [(a.name, self.bias(a.name), self.bias_floor(a.name)) for a in self.attributes]
+        parts = [
+            f"{name} {value:.2f} (a fair model: {floor:.2f})"
+            for name, value, floor in found
+            if value is not None
+        ]
+        groups = " (mean of the groups)" if len(self.keys) > 1 else ""
+        return f"Bias{groups}: {', '.join(parts)}." if parts else ""
+
     def to_csv(self, target: TargetDistribution | None = None) -> str:
         """`measure` as CSV with a header line; shares with 6 decimals."""
         out = io.StringIO()
@@ -165,12 +183,18 @@ class FairnessStatistics:
     def draw(
         self, target: TargetDistribution | None = None, width: int = 480, dark: bool = False
     ) -> Image.Image:
-        """The shares as a picture `width` px wide: bars, intervals, target lines."""
+        """The shares as a picture `width` px wide: bars, intervals, target lines, and the notes below."""
         shares = [
             ClassShare(r.attribute, r.label, r.share, r.low, r.high, r.colour, r.target)
             for r in self.measure(target)
         ]
-        return draw_shares(shares, width, dark=dark)
+        counted = f"{self.faces} faces in {self.pictures} pictures."
+        texts = [text for text in (counted, self.note(), self.bias_note()) if text]
+        bars, notes = draw_shares(shares, width, dark=dark), draw_notes(texts, width, dark=dark)
+        sheet = Image.new("RGB", (width, bars.height + notes.height))
+        sheet.paste(bars, (0, 0))
+        sheet.paste(notes, (0, bars.height))
+        return sheet
 
     # ---- JSON
 
@@ -212,14 +236,6 @@ class FairnessStatistics:
         """Faces of each class over all keys, (K,)."""
         rows = [counts[attribute.name] for counts in self._counts.values()]
         return np.sum(rows, axis=0) if rows else np.zeros(len(attribute), dtype=np.int64)
-
-    def _aims(self, attribute: Attribute, target: TargetDistribution | None) -> list[float] | None:
-        """The target's shares in the order of the attribute's classes; a class it does not know gets 0."""
-        if target is None or attribute.name not in target.names:
-            return None
-        theirs = target.attribute(attribute.name).classes
-        shares = dict(zip(theirs, target.marginal(attribute.name).tolist()))
-        return [shares.get(label, 0.0) for label in attribute.classes]
 
 
 def counted_attributes(found: Mapping[str, Sequence[str]]) -> tuple[Attribute, ...]:

@@ -12,7 +12,14 @@ from PIL import Image, ImageFont
 
 from fair_adapter.shared import drawing
 from fair_adapter.shared.attributes import AGE, GENDER, RACE, RACE4, Attribute, TargetDistribution
-from fair_adapter.shared.bar_grid import class_shares, count_readings, draw_grid, draw_legend, draw_shares
+from fair_adapter.shared.bar_grid import (
+    class_shares,
+    count_readings,
+    draw_grid,
+    draw_legend,
+    draw_notes,
+    draw_shares,
+)
 from fair_adapter.shared.bars import PALETTE, Bar, FaceBars, class_colour, draw_faces, ordered, read_bars
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import Face
@@ -188,6 +195,14 @@ def test_shares_are_frequencies_with_wilson_intervals_and_targets() -> None:
     ]
 
 
+def test_targets_go_to_the_classes_of_their_names() -> None:
+    """A classifier of three races and a target of four, and the other way round."""
+    four = TargetDistribution((RACE4,), (0.1, 0.2, 0.3, 0.4))
+    three = TargetDistribution((RACE,), (0.2, 0.3, 0.5))
+    assert [s.target for s in class_shares([], (RACE,), four)] == pytest.approx([0.1, 0.2, 0.3])
+    assert [s.target for s in class_shares([], (RACE4,), three)] == pytest.approx([0.2, 0.3, 0.5, 0.0])
+
+
 def test_share_bars_are_as_long_as_the_shares() -> None:
     faces = [face(("gender", "female", 0.9, True))] * 30 + [face(("gender", "male", 0.9, True))] * 10
     panel = draw_shares(class_shares(faces, (GENDER,)), 600)
@@ -199,6 +214,15 @@ def test_share_bars_are_as_long_as_the_shares() -> None:
     with_target = draw_shares(class_shares(faces, (GENDER,), TargetDistribution.parse("gender=50/50")), 600)
     changed = np.flatnonzero((np.asarray(panel) != np.asarray(with_target)).any(2).any(0))
     assert abs(changed.mean() - (left + full / 2)) < 2  # the target line at 50%
+
+
+def test_notes_are_wrapped_and_nothing_is_cut() -> None:
+    text = "eight faces can not tell one half from seven tenths"
+    wide, narrow = draw_notes([text], 900), draw_notes([text], 150)
+    assert (wide.width, narrow.width) == (900, 150) and narrow.height > 2 * wide.height
+    inks = [(np.asarray(panel) != np.asarray(panel)[0, 0]).any(2).sum() for panel in (wide, narrow)]
+    assert inks[0] == pytest.approx(inks[1], rel=0.02)
+    assert draw_notes([text, ""], 900).height > wide.height
 
 
 def test_legend_shows_every_class_and_wraps() -> None:

@@ -15,6 +15,7 @@ from fair_adapter.shared.library import AdapterSummary
 from fair_adapter.tests.tiny_adapter import FIXED, SPACE, make_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
+RACES = type(SPACE)(TargetDistribution.uniform([RACE4]))
 
 
 def face(label: str, confidence: float = 0.9, attribute: str = "gender") -> FaceBars:
@@ -58,6 +59,7 @@ def test_presets_take_the_place_of_the_text() -> None:
     [
         ("as trained", None, "needs an adapter and none is connected"),
         ("as the base model does", make_adapter(), "this adapter's file does not tell"),
+        ("75/25", make_adapter(RACES), "no attribute has two classes"),
         (targets.OWN, None, "empty"),
     ],
 )
@@ -67,14 +69,13 @@ def test_presets_that_cannot_be(preset: str, adapter: object, expected: str) -> 
 
 
 def test_an_adapters_own_classes_come_first() -> None:
-    space = type(SPACE)(TargetDistribution.uniform([RACE4]))
-    known = targets.known_attributes(make_adapter(space))
+    known = targets.known_attributes(make_adapter(RACES))
     assert known == (RACE4, GENDER, AGE) and targets.known_attributes(None) == (GENDER, RACE, AGE)
 
 
 def test_what_the_sliders_show() -> None:
     told = targets.target_dict("gender=95/5", targets.OWN, make_adapter())
-    assert told["text"] == "gender=female:95,male:5" and told["trained"] == ["gender", "race"]
+    assert told["text"] == "gender=female:95,male:5"
     assert "outside 10 to 90%" in told["warnings"][0] and told["error"] == ""
     wrong = targets.target_dict("gender=60/60", targets.OWN, None)
     assert "sum to 120" in wrong["error"] and wrong["groups"] == []
@@ -124,40 +125,71 @@ def test_tables() -> None:
 # ---- collections
 
 
-def test_a_batch_counts_once_and_collections_are_apart() -> None:
+def batch(identity: str, *labels: str | None) -> Batch:
+    """Pictures with one face of a gender each, None without a face."""
+    return Batch([[face(label)] if label else [] for label in labels], (GENDER,), identity)
+
+
+def test_pictures_count_once_and_collections_are_apart() -> None:
     kept = Collections()
-    batch = Batch([[face("female")], [face("male")], []], (GENDER,))
+    first = batch("1", "female", "male", None)
     for _ in range(2):
-        assert kept.add("a", batch).pictures == 3
-    assert kept.add("b", batch).faces == 2
+        assert kept.add("a", first).pictures == 3
+    assert kept.add("b", first).faces == 2
     target = TargetDistribution.parse("gender=50/50")
-    again = kept.add("a", Batch([[face("female")]], (GENDER,)), target, "nurse")
+    again = kept.add("a", batch("2", "female"), target, "nurse")
     assert again.counts("gender") == {"female": 2, "male": 1} and again.keys == ("", "nurse")
-    again.reset()  # a copy
+    again.reset()  # the caller's own
     statistics, aim = kept.get("a")
     assert statistics.pictures == 4 and aim is target
-    told = statistics_dict("a", statistics, aim)
-    assert told["faces"] == 3 and [row["label"] for row in told["shares"]["gender"]] == ["female", "male"]
-    assert told["shares"]["gender"][0]["target"] == 0.5
+
+
+def test_pictures_that_are_read_again_count_as_they_were_read_last() -> None:
+    kept = Collections()
+    kept.add("a", batch("1", "female", None))
+    kept.add("a", batch("2", "female"))
+    unsure = Batch([[face("male", 0.6)], [face("male")]], (GENDER,), "1")
+    assert kept.add("a", unsure, group="nurse").counts("gender") == {"female": 1, "male": 2}
+    statistics, _ = kept.get("a")
+    assert (statistics.pictures, statistics.uncertain, statistics.keys) == (3, 1, ("nurse", ""))
+
+
+def test_groups_are_measured_apart() -> None:
+    kept = Collections()
+    kept.add("a", batch("1", "female", "female"), group="nurse")
+    kept.add("a", batch("2", "male", "male"), group="doctor")
+    target = TargetDistribution.parse("gender=50/50")
+    statistics, _ = kept.get("a")
+    told = statistics_dict("a", statistics, target)
+    assert told["faces"] == 4 and told["bias"] == {"gender": 1.0}
+    assert [(row["label"], row["share"], row["target"]) for row in told["shares"]["gender"]] == [
+        ("female", 0.5, 0.5),
+        ("male", 0.5, 0.5),
+    ]
+    note = "Bias (mean of the groups): gender 1.00 (a fair model: 0.50)."
+    assert told["notes"][1] == note
+    lines = texts.shares_table(statistics, target).splitlines()
+    assert lines[2] == "| gender | female | 2 of 4 | 50% | 15 to 85% | 50% |" and lines[-1] == note
+    assert texts.shares_table(Collections().add("b", batch("3", None)), None).endswith("No face yet.")
 
 
 def test_a_reset_counts_anew() -> None:
     kept = Collections()
-    batch = Batch([[face("female")]], (GENDER,))
-    kept.add("a", batch)
+    first = batch("1", "female")
+    kept.add("a", first)
     assert kept.resets("a") == 0
     kept.reset("a")
     kept.reset("never there")
     assert kept.resets("a") == 1 and kept.resets("never there") == 0
     with pytest.raises(FairAdapterError, match="expected a collection"):
         kept.get("a")
-    assert kept.add("a", batch).pictures == 1
+    assert kept.add("a", first).pictures == 1
 
 
 def test_readings_of_another_classifier_are_refused_and_nothing_is_lost() -> None:
     kept = Collections()
-    kept.add("a", Batch([[face("female")]], (GENDER,)))
-    other = Batch([[face("indian", attribute="race")]], (RACE4,))
+    kept.add("a", batch("1", "female"))
+    other = Batch([[face("indian", attribute="race")]], (RACE4,), "2")
     with pytest.raises(FairAdapterError, match="reset or rename it"):
         kept.add("a", other)
     assert kept.get("a")[0].pictures == 1
@@ -166,9 +198,9 @@ def test_readings_of_another_classifier_are_refused_and_nothing_is_lost() -> Non
 def test_collections_are_bounded() -> None:
     kept = Collections()
     for index in range(256):
-        kept.add(str(index), Batch([[face("female")]], (GENDER,)))
+        kept.add(str(index), batch("1", "female"))
     with pytest.raises(FairAdapterError, match="reset some"):
-        kept.add("one more", Batch([[face("female")]], (GENDER,)))
+        kept.add("one more", batch("1", "female"))
 
 
 # ---- what is shipped

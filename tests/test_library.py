@@ -29,6 +29,16 @@ def test_names_of_the_user_come_first_and_win(library: AdapterLibrary) -> None:
     assert library.load("sub/both.safetensors").conditioned
 
 
+def test_linked_folders_are_listed(library: AdapterLibrary, tmp_path: Path) -> None:
+    make_adapter().write(tmp_path / "elsewhere" / "far.safetensors")
+    try:
+        (library.folders[0] / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    except OSError:
+        pytest.skip("this system makes no links")
+    assert library.names()[:3] == ["link/far.safetensors", "same.safetensors", "sub/both.safetensors"]
+    assert library.load("link/far").conditioned
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -97,23 +97,42 @@ def test_a_failure_is_told_once_and_ends_the_bars_alone(caplog: pytest.LogCaptur
     def broken(latents: Tensor) -> Tensor:
         raise RuntimeError("out of\nmemory")
 
-    frames, bars = run_without_waiting(broken)
-    assert frames == []
+    told: list[str] = []
+    frames, bars = run_without_waiting(broken, told.append)
+    assert frames == [] and told == [bars.error]
     assert (
         bars.error == "live bars stopped (RuntimeError: out of memory); the generation goes on without them"
     )
     assert len([r for r in caplog.records if "live bars stopped" in r.message]) == 1
 
 
-def run_without_waiting(decode: Callable[[Tensor], Tensor]) -> tuple[list[LiveFrame], LiveBars]:
+def run_without_waiting(
+    decode: Callable[[Tensor], Tensor], on_error: Callable[[str], None] | None = None
+) -> tuple[list[LiveFrame], LiveBars]:
     frames: list[LiveFrame] = []
-    bars = LiveBars(READER, decode, frames.append, every=1)
+    bars = LiveBars(READER, decode, frames.append, every=1, on_error=on_error)
     assert bars.offer(1, 3, images()[:1])
     assert bars._thread is not None
     bars._thread.join(PATIENCE)
     assert not bars.offer(2, 3, images()[:1]) and not bars.offer(3, 3, images()[:1])
     bars.close(PATIENCE)
     return frames, bars
+
+
+def test_a_copy_that_fails_ends_the_bars_alone() -> None:
+    class Full:
+        def detach(self) -> "Full":
+            return self
+
+        def clone(self) -> Tensor:
+            raise torch.OutOfMemoryError("out of memory")
+
+    told: list[str] = []
+    bars = LiveBars(READER, pictures, lambda frame: None, every=1, on_error=told.append)
+    for step in (1, 2):
+        assert not bars.offer(step, 2, Full())  # type: ignore[arg-type]
+    assert told == [bars.error] and "out of memory" in told[0]
+    bars.close()
 
 
 def test_our_own_errors_keep_their_remedy() -> None:

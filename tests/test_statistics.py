@@ -48,11 +48,16 @@ def test_bias_is_the_mean_over_prompts() -> None:
     assert statistics.counts("gender") == {"female": 4, "male": 4}
     assert statistics.bias("gender") == 1.0
     assert statistics.keys == ("nurse", "doctor", "landscape")
+    assert statistics.bias_floor("gender") == bias_floor(4, 2)  # of the faces of a prompt, not of all
+    assert statistics.bias_note() == (
+        "Bias (mean of the groups): gender 1.00 (a fair model: 0.38), race 0.67 (a fair model: 0.32)."
+    )
 
 
 def test_nothing_counted() -> None:
     statistics = FairnessStatistics()
     assert statistics.note() == "No face yet." and statistics.bias("gender") is None
+    assert statistics.bias_floor("gender") is None and statistics.bias_note() == ""
     assert {(row.share, row.low, row.high, row.floor) for row in statistics.measure()} == {
         (0.0, 0.0, 1.0, None)
     }
@@ -114,7 +119,8 @@ def test_drawing_has_the_width_asked_for() -> None:
     empty = statistics.draw(width=300)
     statistics.add([[face("female")]])
     drawn = statistics.draw(TargetDistribution.parse("gender=50/50"), width=300)
-    assert drawn.size == empty.size and drawn.width == 300 and drawn.tobytes() != empty.tobytes()
+    assert drawn.width == empty.width == 300 and drawn.height > empty.height  # it has more to say
+    assert statistics.draw(width=600).height < drawn.height  # in fewer lines
 
 
 def test_a_target_of_other_classes_counts_what_it_knows() -> None:

@@ -32,21 +32,25 @@ function onExecuted(node, action) {
 
 function loadAdapter(node, box) {
   let seen = null;
+  const show = (told) => {
+    if (told.error) return box.fill(line(told.error, "fair-error"));
+    const facts = el("div", "fair-facts", ...told.facts.flatMap(([key, value]) => [el("span", "", key), el("span", "", value)]));
+    box.fill(line(told.title, "fair-title"), told.description ? line(told.description) : null, facts, ...told.evaluation.map((text) => line(text)));
+  };
+  onExecuted(node, ({ fair_adapter: told = [] }) => told.length && show(told.at(-1))); // the file may have been replaced
   return async () => {
     const name = node.widgets?.find((widget) => widget.name === "adapter")?.value;
     if (name === seen) return;
     seen = name;
     if (!name) return box.fill(line("no adapter found: put one into models/fair_adapters and press R", "fair-soft"));
     const told = await ask("adapter", { name });
-    if (name !== seen) return;
-    if (told.error) return box.fill(line(told.error, "fair-error"));
-    const facts = el("div", "fair-facts", ...told.facts.flatMap(([key, value]) => [el("span", "", key), el("span", "", value)]));
-    box.fill(line(told.title, "fair-title"), told.description ? line(told.description) : null, facts, ...told.evaluation.map((text) => line(text)));
+    if (name === seen) show(told);
   };
 }
 
 function target(node, box) {
   const sliders = new Sliders(node, box, (query) => ask("target", query));
+  onExecuted(node, ({ fair_target: told = [] }) => told.length && sliders.ran(told.at(-1)));
   return () => sliders.refresh();
 }
 
@@ -97,9 +101,9 @@ function statistics(node, box) {
   let seen = null;
   const show = (told) => {
     const tools = el("div", "fair-buttons", button("reset", "Forget this collection", reset), button("CSV", "Save the table", () => get("csv")), button("PNG", "Save the picture", () => get("png")));
-    box.fill(line(`${told.name}: ${told.faces} faces in ${told.pictures} pictures`, "fair-title"), shares(told.shares), line(told.note), ...(told.saved ?? []).map((file) => line(`saved ${file}`, "fair-soft")), tools);
+    box.fill(line(`${told.name}: ${told.faces} faces in ${told.pictures} pictures`, "fair-title"), shares(told.shares), ...told.notes.map((text) => line(text)), ...(told.saved ?? []).map((file) => line(`saved ${file}`, "fair-soft")), tools);
   };
-  onExecuted(node, ({ fair_statistics: [told] = [] }) => told && show(told));
+  onExecuted(node, ({ fair_statistics: told = [] }) => told.length && show(told.at(-1))); // of a list, after all of it
   return async () => {
     if (name() === seen) return;
     seen = name();

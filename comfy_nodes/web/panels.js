@@ -76,7 +76,7 @@ function plate(bars) {
 export function tile(faces, [width, height], { url, x = 0, y = 0, columns = 1, rows = 1 }) {
   const picture = el("div", "fair-picture");
   picture.style.aspectRatio = `${width} / ${height}`;
-  picture.style.backgroundImage = `url("${encodeURI(url).replace(/"/g, "%22")}")`;
+  picture.style.backgroundImage = `url("${url.replace(/"/g, "%22")}")`;
   picture.style.backgroundSize = `${100 * columns}% ${100 * rows}%`;
   picture.style.backgroundPosition = `${columns > 1 ? (100 * x) / (columns - 1) : 0}% ${rows > 1 ? (100 * y) / (rows - 1) : 0}%`;
   if (!faces.length) picture.append(el("div", "fair-none", "no face"));
@@ -135,6 +135,7 @@ const STYLE = `
 .fair-line{overflow-wrap:anywhere}
 .fair-title{font-weight:600}
 .fair-soft{color:var(--descrip-text,#9aa0a8);font-size:11px}
+.fair-messages{display:contents}
 .fair-warning{color:#f0c34e}
 .fair-error{color:#ff8f80}
 .fair-facts{display:grid;grid-template-columns:72px minmax(0,1fr);gap:1px 8px;overflow-wrap:anywhere}

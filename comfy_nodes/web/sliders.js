@@ -8,7 +8,7 @@ const OWN = "sliders or text"; // the preset that is none
 /** Sliders over `node`'s text; `ask(query)` fetches what a text means from the server. */
 export class Sliders {
   constructor(node, panel, ask) {
-    Object.assign(this, { node, panel, ask, state: null, seen: "", serial: 0, held: false });
+    Object.assign(this, { node, panel, ask, state: null, seen: "", serial: 0, held: false, drawn: "", messages: el("div", "fair-messages") });
   }
 
   widget(name) {
@@ -32,7 +32,15 @@ export class Sliders {
     const serial = ++this.serial;
     const state = await this.ask(query);
     if (serial !== this.serial) return; // a later text is on its way
+    if (this.held) return void (this.seen = ""); // a hand is on it: asked again when it lets go
     this.state = state;
+    this.draw();
+  }
+
+  /** A run tells what the server can't: warnings for an adapter that the graph does not show. */
+  ran({ text, warnings: told }) {
+    if (!this.state || (this.state.text !== text && !this.state.error)) return; // changed since
+    this.state = { ...this.state, error: "", warnings: told };
     this.draw();
   }
 
@@ -40,18 +48,21 @@ export class Sliders {
     const { groups = [], attributes = {}, error, warnings: told } = this.state ?? {};
     const present = groups.flatMap((group) => group.name.split("*"));
     const absent = Object.keys(attributes).filter((name) => !present.includes(name));
+    this.messages.replaceChildren(...(error ? [line(error, "fair-error")] : []), ...warnings(told));
+    const layout = JSON.stringify([groups.map(({ name, classes }) => [name, classes]), absent]);
+    if (layout === this.drawn) return groups.forEach((group, place) => this.show(place, group.shares)); // the focus stays
+    this.drawn = layout;
     const buttons = el("div", "fair-buttons");
     for (const name of absent) {
-      buttons.append(button(`+ ${name}`, `Set shares of ${name} too`, () => this.change([...groups, this.equal(name)])));
+      buttons.append(button(`+ ${name}`, `Set shares of ${name} too`, () => this.change([...this.state.groups, this.equal(name)])));
     }
     if (groups.length > 1) {
-      buttons.append(button("joint", "One slider for each combination of classes", () => this.change([join(groups)])));
+      buttons.append(button("joint", "One slider for each combination of classes", () => this.change([join(this.state.groups)])));
     }
     this.panel.fill(
       ...groups.map((group, place) => this.group(group, place)),
       absent.length || groups.length > 1 ? buttons : null,
-      error ? line(error, "fair-error") : null,
-      ...warnings(told),
+      this.messages,
     );
   }
 
@@ -90,20 +101,23 @@ export class Sliders {
       input.addEventListener("wheel", (event) => event.stopPropagation(), { passive: true });
     }
     const move = (value) => this.move(place, linked(before, index, value));
-    slider.addEventListener("input", () => {
-      this.held = true;
-      move(Number(slider.value));
-    });
-    slider.addEventListener("change", () => {
-      this.held = false;
-    });
+    for (const [input, start] of [[slider, "pointerdown"], [number, "input"]]) {
+      input.addEventListener(start, () => (this.held = true));
+      for (const end of ["change", "pointerup", "pointercancel", "blur"]) input.addEventListener(end, () => (this.held = false));
+    }
+    slider.addEventListener("input", () => move(Number(slider.value)));
     number.addEventListener("change", () => Number.isFinite(number.valueAsNumber) && move(number.valueAsNumber));
     return el("div", "fair-row", el("span", "fair-label", cell.replaceAll("*", " ")), slider, number);
   }
 
-  /** New shares of a group while its slider is dragged: the inputs stay, their values follow. */
   move(place, shares) {
     this.state.groups[place].shares = shares;
+    this.show(place, shares);
+    this.store(write(this.state.groups));
+  }
+
+  /** The shares of a group in its inputs, which stay. */
+  show(place, shares) {
     const box = this.panel.content.querySelectorAll(".fair-group")[place];
     box.querySelectorAll(".fair-slider").forEach((slider, i) => {
       slider.value = shares[i];
@@ -112,7 +126,6 @@ export class Sliders {
     box.querySelectorAll(".fair-number").forEach((number, i) => {
       number.value = rounded(shares[i]);
     });
-    this.store(write(this.state.groups));
   }
 
   replaced(place, group) {

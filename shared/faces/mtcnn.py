@@ -13,7 +13,9 @@ crops box by box in a Python loop. This one agrees with it (tests/test_faces.py)
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -22,9 +24,8 @@ from torch import Tensor, nn
 
 from ..errors import FairAdapterError
 
-INSTALL = (
-    "run `python install.py` in the Fair Adapter folder or `pip install --no-deps facenet-pytorch==2.6.0`"
-)
+_PIP = "pip" if find_spec("pip") or not find_spec("uv") else "uv pip"  # ComfyUI's desktop has uv alone
+INSTALL = f'type: "{sys.executable}" -m {_PIP} install --no-deps facenet-pytorch==2.6.0'
 CELL = 12  # side of the proposal net's receptive field, and its stride below
 STRIDE = 2
 PYRAMID = 0.709  # ratio of neighbouring scales: each halves the area

@@ -98,11 +98,24 @@ class Client:
         data = self.get("/view", **{key: file[key] for key in keys})
         return Image.open(io.BytesIO(data)).convert("RGB")
 
-    def run(self, prompt: Prompt, meanwhile: Callable[[str, dict[str, Any]], None] | None = None) -> Run:
-        """Queue a prompt and follow it to its end.  meanwhile: called with every event."""
-        return asyncio.run(self._run(prompt, meanwhile))
+    def run(
+        self,
+        prompt: Prompt,
+        meanwhile: Callable[[str, dict[str, Any]], None] | None = None,
+        until: Callable[[Run], bool] | None = None,
+    ) -> Run:
+        """Queue a prompt and follow it to its end, and on until something that comes after it was seen.
 
-    async def _run(self, prompt: Prompt, meanwhile: Callable[[str, dict[str, Any]], None] | None) -> Run:
+        meanwhile: called with every event.
+        """
+        return asyncio.run(self._run(prompt, meanwhile, until))
+
+    async def _run(
+        self,
+        prompt: Prompt,
+        meanwhile: Callable[[str, dict[str, Any]], None] | None,
+        until: Callable[[Run], bool] | None,
+    ) -> Run:
         import aiohttp
 
         run, client, end = Run(), uuid.uuid4().hex, time.monotonic() + LIMIT
@@ -129,10 +142,11 @@ class Client:
                         if meanwhile is not None:
                             await asyncio.get_running_loop().run_in_executor(None, meanwhile, kind, data)
                         if _over(kind, data, identity):
+                            failed = kind != "executing"
                             break
                     else:
                         raise ConnectionError(f"the websocket ended: {message}")
-                await _stragglers(socket, run)
+                await _stragglers(socket, run, None if failed else until)
             async with session.get(f"{self.url}/history/{identity}") as answer:
                 run.history = (await answer.json()).get(identity, {})
         return run
@@ -145,13 +159,13 @@ def _over(kind: str, data: dict[str, Any], identity: str) -> bool:
     return ended or (kind == "executing" and data.get("node") is None)
 
 
-async def _stragglers(socket: Any, run: Run) -> None:
+async def _stragglers(socket: Any, run: Run, until: Callable[[Run], bool] | None) -> None:
     """Events of our worker thread that come just after the end."""
     import aiohttp
 
     try:
-        while True:
-            message = await asyncio.wait_for(socket.receive(), 0.5)
+        while until is None or not until(run):
+            message = await asyncio.wait_for(socket.receive(), 0.5 if until is None else LIMIT)
             if message.type == aiohttp.WSMsgType.TEXT:
                 event = json.loads(message.data)
                 run.events.append((event["type"], event.get("data") or {}))

@@ -62,6 +62,9 @@ window.fair = {
 
   slider: (cell) => document.querySelector(`.fair-slider[data-cell="${cell}"]`),
 
+  /** The class whose slider or number has the focus. */
+  focused: () => document.activeElement?.dataset?.cell ?? "",
+
   /** What a hand on a slider does: press, move, let go. */
   drag([cell, value]) {
     const slider = window.fair.slider(cell);

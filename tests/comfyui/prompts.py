@@ -10,7 +10,7 @@ TEXT = "a photo of the face of a nurse, a person"
 ADAPTER = "random.safetensors"
 
 
-KSAMPLER = {"positive": ["3", 0], "negative": ["4", 0], "cfg": 2.0, "sampler_name": "dpmpp_2m",
+KSAMPLER = {"positive": ["3", 0], "negative": ["4", 0], "cfg": 2.75, "sampler_name": "dpmpp_2m",
             "scheduler": "normal", "denoise": 1.0}  # fmt: skip
 
 

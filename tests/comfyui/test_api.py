@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from fair_adapter.shared.images import to_pil
 from fair_adapter.shared.library import SHIPPED
 from fair_adapter.tests.comfyui.client import Client, Run
 from fair_adapter.tests.comfyui.lab import Server
 from fair_adapter.tests.comfyui.prompts import ADAPTER, adapted, base, faces, node, stock
+from fair_adapter.tests.fixture_faces import images
 
 NODES = ("Apply", "Export", "FaceAttributes", "LiveBars", "LoadAdapter", "LoadPortrait", "Statistics",
          "TargetDistribution")  # fmt: skip
@@ -212,13 +215,44 @@ def test_a_list_of_pictures_is_read_one_by_one(client: Client) -> None:
     prompt = faces(base(steps=2, batch=3))
     prompt["12"] = node("RebatchImages", images=["7", 0], batch_size=1)
     prompt["8"]["inputs"]["images"] = ["12", 0]
+    prompt["10"] = node("Statistics", readings=["8", 2], collection="list", group="", save_as="")
+    prompt["11"] = node("PreviewImage", images=["8", 0])
+    client.post("/fair_adapter/statistics/reset", {"name": "list"})
     run = client.run(prompt)
-    assert run.ok and len(run.output("8")["fair_faces"]) == 3
+    assert run.ok, run.events[-1]
+    panel = run.output("8")
+    assert len(panel["fair_faces"]) == 3 and client.pictures(run, "11").shape == (3, 128, 128, 3)
+    assert len(panel["fair_shares"]) == len(panel["fair_note"]) == 1  # of all three together
+    counts = [told["pictures"] for told in run.output("10")["fair_statistics"]]
+    assert counts == [1, 2, 3]  # the panel shows the last
+    found = sum(bool(file["faces"]) for file in panel["fair_faces"])
+    assert run.output("10")["fair_statistics"][-1]["faces"] == found
+
+
+def test_all_faces_and_certainty_on_real_faces(client: Client, server: Server) -> None:
+    crowd = torch.cat([torch.cat(tuple(images()[i : i + 2]), 2) for i in (0, 2)], 1)  # four, 2 x 2
+    to_pil(crowd).save(server.base / "input" / "crowd.png")
+    prompt = {"1": node("LoadImage", image="crowd.png")}
+    for key, which, certain in (("2", "all faces", 0.0), ("3", "all faces", 0.9), ("4", "largest face", 0.9)):
+        prompt[key] = node("FaceAttributes", images=["1", 0], faces=which, certain=certain)
+    run = client.run(prompt)
+    assert run.ok, run.events[-1]
+    everyone, strict, largest = (run.output(key)["fair_faces"][0]["faces"] for key in "234")
+    quarters = {(box[0] + box[2] > 512, box[1] + box[3] > 512) for box in (face["box"] for face in everyone)}
+    assert len(quarters) == 4
+    assert len(everyone) == 4 and all(bar["certain"] for face in everyone for bar in face["bars"])
+    assert [face["box"] for face in strict] == [face["box"] for face in everyone]
+    bars = [bar for face in strict for bar in face["bars"]]
+    assert all(bar["certain"] == (bar["confidence"] >= 0.9) for bar in bars)
+    assert 0 < sum(bar["certain"] for bar in bars) < len(bars)
+    assert [face["box"] for face in largest] == [everyone[0]["box"]]
+    shares = run.output("3")["fair_shares"][0]["gender"]
+    assert sorted(row["share"] for row in shares) == [0, 1]  # of the largest face alone
 
 
 def test_statistics_add_up_until_they_are_reset(client: Client, server: Server) -> None:
-    def counted(seed: int, **options: str) -> dict:
-        prompt = faces(base(seed=seed, steps=8, batch=2))
+    def counted(seed: int, certain: float = 0.7, **options: str) -> dict:
+        prompt = faces(base(seed=seed, steps=8, batch=2), certain=certain)
         inputs = {"readings": ["8", 2], "collection": "test", "group": "nurse", "save_as": "", **options}
         prompt["10"] = node("Statistics", **inputs)
         prompt["11"] = node("PreviewImage", images=["10", 0])
@@ -228,7 +262,9 @@ def test_statistics_add_up_until_they_are_reset(client: Client, server: Server) 
 
     client.post("/fair_adapter/statistics/reset", {"name": "test"})
     assert counted(201)["pictures"] == 2
-    assert counted(202)["pictures"] == 4
+    told = counted(202)
+    assert told["pictures"] == 4 and set(told["bias"]) == {"gender", "race", "age"}
+    assert counted(202, certain=1.0)["pictures"] == 4  # the same pictures, read again
     saved = counted(202, save_as="stats/nurses")  # the same batch once more: counted once, written
     assert saved["pictures"] == 4 and saved["saved"] == ["stats/nurses_00001.csv", "stats/nurses_00001.png"]
     csv = (server.base / "output" / "stats" / "nurses_00001.csv").read_text(encoding="utf-8")
@@ -248,26 +284,32 @@ def test_live_bars_with_both_kinds_of_samplers(client: Client) -> None:
     prompt = base(seed=301, steps=6, batch=2)
     prompt["2"] = node("LiveBars", model=["1", 0], vae=["1", 2], every=2)
     prompt["6"]["inputs"]["model"] = ["2", 0]
-    run = client.run(prompt)
-    check_frames(run, "2", 6)
+    check_frames(client.run(prompt, until=ended_live), "2", {2, 4, 6})
     custom = base(seed=302, batch=2)
-    custom["2"] = prompt["2"]
+    custom["2"] = node("LiveBars", model=["1", 0], vae=["1", 2], every=4)
     custom["30"] = node("KSamplerSelect", sampler_name="euler")
     custom["31"] = node("BasicScheduler", model=["1", 0], scheduler="normal", steps=6, denoise=1.0)
     custom["6"] = node(
-        "SamplerCustom", model=["2", 0], add_noise=True, noise_seed=302, cfg=2.0, positive=["3", 0],
+        "SamplerCustom", model=["2", 0], add_noise=True, noise_seed=302, cfg=2.75, positive=["3", 0],
         negative=["4", 0], sampler=["30", 0], sigmas=["31", 0], latent_image=["5", 0],
     )  # fmt: skip
-    check_frames(client.run(custom), "2", 6)
+    check_frames(client.run(custom, until=ended_live), "2", {4, 6})
 
 
-def check_frames(run: Run, name: str, steps: int) -> None:
+def ended_live(run: Run) -> bool:
+    """Whether the last look was shown, which may be after the end of the prompt."""
+    return any("error" in f or f["step"] == f["total"] for f in run.data("fair_adapter.live"))
+
+
+def check_frames(run: Run, name: str, looks: set[int]) -> None:
+    """Of the steps that are looks some may be dropped, never the last."""
     assert run.ok, run.events[-1]
     frames = run.data("fair_adapter.live")
-    assert frames and frames[-1]["step"] == steps and not any("error" in frame for frame in frames)
+    steps = [frame["step"] for frame in frames]
+    assert set(steps) <= looks and steps == sorted(set(steps)) and steps[-1] == max(looks)
     for frame in frames:
-        assert frame["node"] == name and frame["total"] == steps and len(frame["pictures"]) == 2
-        assert frame["reliable"] == (frame["step"] >= 0.4 * steps) and frame["sharp"]
+        assert frame["node"] == name and frame["total"] == 6 and len(frame["pictures"]) == 2
+        assert frame["reliable"] == (frame["step"] >= 0.4 * 6) and frame["sharp"]
         assert frame["sheet"].startswith("data:image/jpeg;base64,") and set(frame["shares"]) == {
             "gender",
             "race",

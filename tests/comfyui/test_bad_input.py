@@ -124,6 +124,18 @@ def test_exports_that_cannot_be(client: Client) -> None:
     assert client.run(export(strength=0.5, overwrite=True)).ok
 
 
+def test_a_connected_name_is_exported_once(client: Client) -> None:
+    prompt = {
+        "20": node("LoadAdapter", adapter="words.safetensors"),
+        "21": node("PrimitiveString", value="linked"),
+        "30": node("Export", adapter=["20", 0], name=["21", 0], strength=1.0, overwrite=False),
+    }
+    run = client.run(prompt)
+    assert run.ok and "embedding:linked before the prompt" in run.output("30")["fair_exported"][0]["lines"]
+    again = client.run(prompt)
+    assert again.ok and again.executed == set()
+
+
 def test_statistics_stay_in_their_folder(client: Client) -> None:
     prompt = faces(base(steps=2))
     prompt["10"] = node("Statistics", readings=["8", 2], collection="out", group="", save_as="../../up")

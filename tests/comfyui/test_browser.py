@@ -70,8 +70,10 @@ def test_sliders_stay_linked(page: Page) -> None:
     page.load(live())
     page.do("set", [*ADAPTER, "words.safetensors"])
     page.wait_for(".fair-slider[data-cell=female]")
+    page.page.evaluate("() => window.fair.slider('female').focus()")
     drag(page, "female", 80)
     assert page.do("value", TEXT).startswith("gender=female:80,male:20;race=")
+    assert page.do("focused") == "female"  # so that the arrow keys go on
     assert shown(page, "male") == 20
     drag(page, "black", 50)
     assert [shown(page, cell) for cell in ("wmelh", "black", "asian")] == [25, 50, 25]
@@ -95,6 +97,26 @@ def test_wrong_texts_presets_and_warnings_are_shown(page: Page) -> None:
     assert page.do("value", PRESET) == "sliders or text"
     page.wait_for(".fair-warning")
     assert "outside 10 to 90%" in page.do("text", ".fair-warning")
+
+
+def test_a_run_tells_what_the_graph_does_not(page: Page) -> None:
+    """An adapter behind a reroute, and a file that was replaced under its name."""
+    page.load(live())
+    page.do("set", [*TEXT, "gender=95/5"])
+    page.wait_for(".fair-slider[data-cell=female]")
+    page.page.wait_for_function("() => window.fair.slider('female')?.value === '95'")
+    ran(page, TEXT[0], "fair_target", {"text": "gender=female:95,male:5", "warnings": ["of a run"]})
+    assert page.do("text", ".fair-warning") == "\u26a0 of a run"
+    told = {"title": "replaced", "facts": [], "evaluation": [], "error": ""}
+    ran(page, ADAPTER[0], "fair_adapter", told)
+    assert page.do("text", "[data-fair=fair_loadAdapter] .fair-title") == "replaced"
+
+
+def ran(page: Page, kind: str, key: str, told: dict) -> None:
+    """What the front end does when the server says that a node ran."""
+    page.page.evaluate(
+        "([kind, key, told]) => window.fair.node(kind).onExecuted({ [key]: [told] })", [kind, key, told]
+    )
 
 
 def test_a_run_shows_bars(page: Page) -> None:

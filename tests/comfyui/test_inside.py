@@ -60,5 +60,19 @@ def test_soft_tokens_stand_where_an_embedding_would(found: dict[str, Any], name:
     assert found["tokens"][name] == {"texts": 11, "wrong": [], "passed_on": True}
 
 
+def test_live_bars_take_the_cheapest_sharp_decoder(found: dict[str, Any]) -> None:
+    assert found["decoders"] == {
+        "small on a CPU": "vae",
+        "none": "colours",
+        "large on a CPU": "colours",
+        "large on a GPU": "vae",
+        "large on a full GPU": "colours",
+        "large before the model": "colours",
+    }
+    assert found["copied"]["difference"] < 1e-4 and found["copied"]["kept"]
+
+
 def test_a_missing_package_is_named_with_the_command(found: dict[str, Any]) -> None:
-    assert "pip install --no-deps facenet-pytorch" in found["missing_package"]
+    text = found["missing_package"]
+    assert text.count("facenet-pytorch==") == 1
+    assert 'python" -m pip install --no-deps facenet-pytorch==2.6.0' in text.replace(".exe", "")
