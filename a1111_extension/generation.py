@@ -1,36 +1,32 @@
 """One generation from our side, host-free: what is put in before sampling and read afterwards.
 
 `Generation` is driven by the host's hooks (`script.py`); the host itself is behind the `Host` protocol. `p`
-is the host's processing object; everything of one generation is kept in a `Job` on it, because hosts and
-other extensions run generations inside of generations.
+is the host's processing object; what is known of one generation is the `Job` on it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 from torch import Tensor
 
-from ..shared.adapter import AdapterWeights, FairnessAdapter
 from ..shared.adapter_info import BaseModel
-from ..shared.attributes import TargetDistribution
 from ..shared.bars import FaceBars, draw_faces
 from ..shared.errors import FairAdapterError
 from ..shared.images import to_tensor
 from ..shared.live import LiveBars, LiveFrame, readings_dict
 from ..shared.statistics import FairnessStatistics
 from . import infotext, views
-from .injection import NativeFiles, NativeStore, insert_all, strip, visible_words
+from .injection import NativeStore, insert_all, strip, visible_words
+from .job import CHANGES, JOB, Job, Picture, job_of
 from .records import PictureRecord, face_to_list
 from .request import IN_PROMPT, FairRequest, is_enabled, read_request, with_changes
 from .service import FairService, LastResult
 
-JOB, CHANGES = "fair_adapter_job", "fair_adapter_changes"  # attributes that we put on p
 CHUNK = "fair_adapter"  # name of the PNG chunk
 ORDINARY, NEGATIVE = ("prompts", "hr_prompts"), ("negative_prompts", "hr_negative_prompts")
 
@@ -63,53 +59,28 @@ class Host(Protocol):
     def show_preview(self, image: Image.Image) -> None: ...
 
 
-@dataclass
-class Picture:
-    """A finished picture: its faces and what is shown of it.  full: kept for overlay copies only."""
-
-    small: Image.Image
-    small_faces: list[FaceBars]
-    faces: list[FaceBars]
-    size: tuple[int, int]
-    full: Image.Image | None = None
-
-
-@dataclass(eq=False)
-class Job:
-    """A generation with us enabled. weights, files: None without an adapter, or when it can't be used."""
-
-    request: FairRequest
-    origin: str
-    model: str = ""
-    target: TargetDistribution | None = None
-    adapter: FairnessAdapter | None = None
-    weights: AdapterWeights | None = None
-    files: NativeFiles | None = None
-    notes: list[str] = field(default_factory=list)
-    pictures: dict[int, Picture] = field(default_factory=dict)
-    current: tuple[Image.Image, list[FaceBars]] | None = None
-    live: LiveBars | None = None
-    calls: int = 0
-    own_loras: bool = False
-
-
 class Generation:
     """The hooks of one tab."""
 
     def __init__(self, service: FairService, host: Host, origin: str) -> None:
         self.service, self.host, self.origin = service, host, origin
+        self._job: Job | None = None
 
     # ---- before sampling
 
     def start(self, p: Any, arguments: Sequence[Any]) -> Job | None:
         """Hook `process`: reads the request, prepares tokens and LoRA. Without us, touches nothing of p."""
+        if self._job is not None:  # an exception of the host ended it before our last hook
+            self._end_live(self._job)
+        self._job = None
+        self.service.monitor.end()
         self.service.last[self.origin] = LastResult()
         changes: Mapping[str, Any] | None = getattr(p, CHANGES, None)
         if not is_enabled(arguments) and not changes:
             if getattr(p, JOB, None) is not None:
                 setattr(p, JOB, None)
             return None
-        job = Job(FairRequest(), self.origin)
+        job = self._job = Job(FairRequest(), self.origin)
         setattr(p, JOB, job)
         try:
             request = read_request(arguments)
@@ -132,9 +103,10 @@ class Generation:
             return
         adapter = self.service.library.load(request.adapter)
         self.note(p, job, *adapter.check_base(base))
-        text = infotext.readable(adapter.targets.resolve(request.target or None).target)
+        wanted = adapter.targets.resolve(request.target or None)
+        self.note(p, job, *wanted.warnings)
+        text = infotext.readable(wanted.target)
         weights = adapter.at(text, request.strength)  # what a pasted infotext asks for, to the last bit
-        self.note(p, job, *adapter.at(request.target or None, request.strength).warnings)
         job.target = weights.target
         files = self.host.native_store(self.service.options().keep_files).materialise(adapter, weights)
         if files.fresh:
@@ -155,28 +127,31 @@ class Generation:
         if request.place == IN_PROMPT:
             self._write_into_prompts(p, job)
 
-    def _write_into_prompts(self, p: Any, job: Job, start: str = "all_", part: slice = slice(None)) -> None:
-        """Tokens and LoRA into the lists of prompts whose names begin with `start`, and `part` of all_..."""
+    def _write_into_prompts(self, p: Any, job: Job, batch: slice | None = None) -> None:
+        """Tokens and LoRA into the lists of all prompts, or into those of one batch.
+
+        The host has cut out the prompts of a batch already; those of its hires pass it cuts out later.
+        """
         assert job.files is not None and job.adapter is not None
         words = visible_words(job.files)
         negative = job.files.token if job.adapter.negative_tokens else None
         for name, added in (("prompts", words), ("hr_prompts", words), ("negative_prompts", negative),
                             ("hr_negative_prompts", negative)):  # fmt: skip
-            prompts = getattr(p, start + name, None)
-            if prompts and added:
-                written = insert_all(prompts, added)
-                setattr(p, start + name, written)
-                if not start and getattr(p, "all_" + name, None):
-                    everything = list(getattr(p, "all_" + name))
-                    everything[part] = written
-                    setattr(p, "all_" + name, everything)
+            everything = list(getattr(p, f"all_{name}", None) or [])
+            if not everything or not added:
+                continue
+            is_cut, part = batch is not None and not name.startswith("hr_"), batch or slice(None)
+            everything[part] = insert_all(getattr(p, name) if is_cut else everything[part], added)
+            setattr(p, f"all_{name}", everything)
+            if is_cut:
+                setattr(p, name, everything[part])
 
     def keep_visible(self, p: Any) -> None:
         """Hook `before_process_batch`: scripts that ran after ours may have made the prompts anew."""
         job = job_of(p)
         if job is not None and job.files is not None and job.request.place == IN_PROMPT:
             first = p.iteration * p.batch_size
-            self._write_into_prompts(p, job, "", slice(first, first + len(p.prompts)))
+            self._write_into_prompts(p, job, slice(first, first + len(p.prompts)))
 
     def inject(self, p: Any) -> None:
         """Hook `process_batch`, after the host parsed the prompts and before it encodes them."""
@@ -205,8 +180,8 @@ class Generation:
         if job is None or not job.request.live:
             return job
         options = self.service.options()
-        self._end_live(job, 0.0)
-        job.calls = 0
+        self._end_live(job)
+        job.calls = job.step = 0
 
         def show(frame: LiveFrame) -> None:
             if self.service.monitor.show(live, frame) and options.live_preview:
@@ -219,27 +194,32 @@ class Generation:
         job.live = live
         return job
 
-    def denoised(self, job: Job, x0: Tensor, total: int) -> None:
-        """Callback `on_cfg_after_cfg`. Samplers of second order call it more often than there are steps."""
+    def denoised(self, job: Job, x0: Tensor, counted: int, total: int) -> None:
+        """Callback `on_cfg_after_cfg`.
+
+        counted: as the host counts finished steps, which is late by two and starts with 0 twice. Samplers
+        that evaluate the model twice in a step call this twice as often.
+        """
         job.calls += 1
-        if job.live is not None and (
-            job.calls <= total or job.calls % self.service.options().live_every == 0
-        ):
-            job.live.offer(min(job.calls, total), total, x0)
+        step = min(job.calls, counted + 2, total)
+        if job.live is not None and step != job.step:
+            job.step = step
+            job.live.offer(step, total, x0)
 
     def end_sampling(self, p: Any) -> None:
         """Hook `postprocess_batch`."""
         job = job_of(p)
         if job is not None:
-            self._end_live(job, 0.0)
+            self._end_live(job)
 
-    def _end_live(self, job: Job, wait: float) -> None:
+    def _end_live(self, job: Job) -> None:
         if job.live is None:
             return
-        job.live.close(wait)
+        job.live.close(0.0)
         self.service.monitor.end(job.live)
-        if job.live.error and job.live.error not in job.notes:
-            job.notes.append(job.live.error)
+        error = self.service.public(job.live.error or "")
+        if error and error not in job.notes:
+            job.notes.append(error)
         job.live = None
 
     # ---- after sampling
@@ -247,49 +227,58 @@ class Generation:
     def finished_picture(self, p: Any, image: Image.Image, index: int) -> None:
         """Hook `postprocess_image_after_composite`: the final pixels of picture `index` of the batch."""
         job = job_of(p)
-        if job is None or not self.service.options().read_final or getattr(p, "_ad_inner", False):
+        if job is None or getattr(p, "_ad_inner", False):
+            return
+        options = self.service.options()
+        if not (options.read_final or options.save_bars or job.request.overlay):
             return
         faces = self.service.reader().read(to_tensor(image)[None])[0]
         small, moved = views.thumbnail(image, faces)
         full = image.copy() if job.request.overlay else None
         place = getattr(p, "iteration", 0) * getattr(p, "batch_size", 1) + index
-        job.pictures[place] = Picture(small, moved, faces, image.size, full)
-        job.current = (image, faces)
+        job.pictures[place] = job.unsaved = Picture(small, moved, faces, image.size, full)
+        if options.chunk:
+            image.info[CHUNK] = self._chunk(job, faces)  # hosts write such texts into what is not saved too
 
     def before_saved(self, p: Any, image: Image.Image, pnginfo: dict[str, Any]) -> Image.Image | None:
         """Callback `on_before_image_saved`: adds our chunk; returns a picture to be saved instead."""
         job = job_of(p)
-        if job is None or job.current is None or job.current[0] is not image:
-            return None  # a grid, a mask, a picture before the hires pass
+        if job is None or job.unsaved is None or job.unsaved.size != image.size:
+            return None  # a grid, a picture before the hires pass
+        faces, job.unsaved = job.unsaved.faces, None  # a mask of the same size may follow
         options = self.service.options()
         if options.chunk:
-            pnginfo[CHUNK] = json.dumps(
-                {
-                    "adapter": job.request.adapter,
-                    "target": infotext.readable(job.target) if job.target else "",
-                    "strength": job.request.strength,
-                    "classifier": self.service.reader().classifier.identity,
-                    "faces": [face_to_list(face) for face in job.current[1]],
-                }
-            )
-        return draw_faces(image, job.current[1]) if options.save_bars else None
+            pnginfo[CHUNK] = self._chunk(job, faces)
+        return draw_faces(image, faces) if options.save_bars else None
+
+    def _chunk(self, job: Job, faces: Sequence[FaceBars]) -> str:
+        return json.dumps(
+            {
+                "adapter": job.request.adapter,
+                "target": infotext.readable(job.target) if job.target else "",
+                "strength": job.request.strength,
+                "classifier": self.service.reader().classifier.identity,
+                "faces": [face_to_list(face) for face in faces],
+            }
+        )
 
     def finish(self, p: Any, processed: Any) -> None:
         """Hook `postprocess`: overlay copies, statistics, panel."""
         job = job_of(p)
         if job is None:
             return
-        self._end_live(job, 2.0)
+        self._end_live(job)
         if job.own_loras:
             self.host.drop_loras(p)
         setattr(p, JOB, None)
+        self._job = None
         if job.request.overlay:
             _append_overlays(job, processed)
         if job.pictures and self.service.options().record:
             try:
                 self.service.records.add(self._records(p, job))
             except FairAdapterError as error:
-                self.note(p, job, str(error))
+                self.warn(p, job, error)
         self.service.last[self.origin] = self._result(p, job)
 
     def _records(self, p: Any, job: Job) -> list[PictureRecord]:
@@ -326,8 +315,7 @@ class Generation:
             (picture.small, picture.small_faces, _at(getattr(p, "all_prompts", []), index, ""))
             for index, picture in ordered
         ]
-        rows = statistics.measure(job.target)
-        html = views.panel(statistics, rows, tiles, heading, job.notes, job.target is not None)
+        html = views.panel(statistics, tiles, heading, job.notes, job.target)
         data = {
             "origin": self.origin,
             "adapter": job.request.adapter,
@@ -335,7 +323,7 @@ class Generation:
             "strength": job.request.strength,
             "notes": job.notes,
             "note": statistics.note(),
-            "statistics": [row.to_dict() for row in rows],
+            "statistics": [row.to_dict() for row in statistics.measure(job.target)],
             **readings_dict([picture.faces for _, picture in ordered], attributes, job.target),
         }
         return LastResult(html if self.service.options().panel else "", data)
@@ -344,7 +332,7 @@ class Generation:
 
     def note(self, p: Any, job: Job, *lines: str) -> None:
         """Warnings: in the panel and under the picture, once each."""
-        for line in lines:
+        for line in map(self.service.public, lines):
             if line not in job.notes:
                 job.notes.append(line)
                 if callable(getattr(p, "comment", None)):
@@ -358,19 +346,15 @@ class Generation:
 
     def fail(self, p: Any, job: Job, error: Exception) -> None:
         """The adapter can't be used: say so here, in the log and in the parameters; go on without it."""
-        line = explain(error)
+        self.service.say(explain(error))
+        line = self.service.public(explain(error))
         self.note(p, job, line)
-        self.service.say(line)
         job.weights = job.files = None
         for key in infotext.KEYS:
             p.extra_generation_params.pop(key, None)
         p.extra_generation_params[infotext.ADAPTER] = job.request.adapter
         p.extra_generation_params[infotext.ERROR] = line
         self.service.last[self.origin] = LastResult(views.message([line], "error"), {"notes": [line]})
-
-
-def job_of(p: Any) -> Job | None:
-    return getattr(p, JOB, None)
 
 
 def explain(error: Exception) -> str:

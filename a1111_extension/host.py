@@ -28,7 +28,7 @@ class WebuiHost:
     """The running webui."""
 
     def __init__(self) -> None:
-        self._base: tuple[int, BaseModel] | None = None
+        self._base: tuple[tuple[int, str], BaseModel] | None = None
         self._stores: dict[int, NativeStore] = {}
 
     # ---- the model
@@ -36,9 +36,15 @@ class WebuiHost:
     def base_model(self) -> BaseModel:
         """Architecture, widths and weights of the loaded checkpoint, as far as the host shows them."""
         model = shared.sd_model
-        if self._base is None or self._base[0] != id(model):
-            self._base = (id(model), describe_model(model))
+        file = getattr(getattr(model, "sd_checkpoint_info", None), "filename", "")
+        key = (id(model), str(file))  # a checkpoint of the same kind is loaded into the same object
+        if self._base is None or self._base[0] != key:
+            self._base = (key, describe_model(model))
         return self._base[1]
+
+    def loaded_model(self) -> BaseModel | None:
+        """`base_model`, or None while Forge has a placeholder in its stead: until the first generation."""
+        return self.base_model() if getattr(shared.sd_model, "sd_checkpoint_info", None) else None
 
     # ---- tokens and LoRA
 
@@ -76,10 +82,10 @@ class WebuiHost:
             extra_networks.activate(p, p.extra_network_data)
 
     def drop_loras(self, p: Any) -> None:
-        extra_networks.deactivate(p, {})
+        extra_networks.activate(p, {})  # `deactivate` leaves the layers as they are
 
     def matched_layers(self, name: str) -> int | None:
-        """A1111's networks carry the layers that they found; Forge's do not."""
+        """A1111's networks carry the layers that they found; Forge's patchers do, by the file's name."""
         networks = sys.modules.get("networks")
         loaded = getattr(networks, "loaded_networks", None)
         if loaded is None:
@@ -87,6 +93,13 @@ class WebuiHost:
         mine = [network for network in loaded if getattr(network, "name", None) == name]
         if not mine:
             return 0
+        objects = getattr(shared.sd_model, "forge_objects", None)
+        if objects is not None:
+            patchers: tuple[Any, ...] = (objects.unet, getattr(objects.clip, "patcher", None))
+            if not all(hasattr(patcher, "lora_patches") for patcher in patchers):
+                return None  # a fork that keeps them elsewhere
+            found = [(key[0], layers) for patcher in patchers for key, layers in patcher.lora_patches.items()]
+            return sum(len(layers) for file, layers in found if Path(file).stem == name)
         modules = getattr(mine[0], "modules", None)
         return None if modules is None else len(modules)
 
@@ -102,7 +115,10 @@ class WebuiHost:
     def decode(self, latents: Tensor) -> Tensor:
         """Previews of (N, C, h, w) by the decoder of the settings, (N, 3, H, W) in [0, 1]."""
         code = DECODERS[webui_options().live_decoder]
-        images = [sd_samplers_common.single_sample_to_image(latent, code) for latent in latents]
+        # The host loads its decoder at the first use and keeps it: weights made in inference mode could not
+        # be moved later.
+        with torch.inference_mode(False), torch.no_grad():
+            images = [sd_samplers_common.single_sample_to_image(z.clone(), code) for z in latents]
         return torch.stack([to_tensor(image) for image in images])
 
     def show_preview(self, image: Image.Image) -> None:

@@ -58,7 +58,7 @@ def visible_words(files: NativeFiles) -> str:
 
 
 class NativeStore:
-    """Writes adapters at a target as the files that hosts load, and keeps the newest `keep` of them."""
+    """Writes adapters at a target as the files that hosts load, and keeps the `keep` used last."""
 
     def __init__(self, embeddings: Path, loras: Path, keep: int = 8) -> None:
         self.embeddings, self.loras, self.keep = embeddings / FOLDER, loras / FOLDER, max(1, keep)
@@ -86,9 +86,10 @@ class NativeStore:
         return NativeFiles(token, lora, embedding, fresh)
 
     def _write(self, path: Path, content: Callable[[], bytes]) -> bool:
-        if path.is_file():
-            return False
         try:
+            if path.is_file():
+                os.utime(path)  # used just now, see `_prune`
+                return False
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FairAdapterError(
@@ -98,7 +99,7 @@ class NativeStore:
         return True
 
     def _prune(self, folder: Path, kept: str) -> None:
-        """Remove the oldest of our own files; nothing else in the folder is touched."""
+        """Remove our own files that were not used for longest; nothing else in the folder is touched."""
         own = [p for p in folder.glob("fair_*.safetensors") if NAME.fullmatch(p.stem) and p.stem != kept]
         by_age = sorted(own, key=lambda p: p.stat().st_mtime_ns, reverse=True)
         for path in by_age[self.keep - 1 :]:

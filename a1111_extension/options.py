@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ..shared.bars import CERTAIN
@@ -92,7 +92,3 @@ def read_options(value: Callable[[str], Any]) -> FairOptions:
         if type(given) is kind and (option.kind != "choice" or given in option.choices):
             found[option.name] = given
     return FairOptions(**found)
-
-
-def as_mapping(options: FairOptions) -> Mapping[str, Any]:
-    return {f.name: getattr(options, f.name) for f in fields(options)}

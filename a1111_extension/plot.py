@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .generation import CHANGES
+from .job import CHANGES
 
 AXES: tuple[tuple[str, str, type], ...] = (
     ("[Fair Adapter] Target", "target", str),

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..shared.attributes import Attribute
 from ..shared.bars import PALETTE, WHEEL, Bar, FaceBars
 from ..shared.errors import FairAdapterError
 from ..shared.statistics import FairnessStatistics, counted_attributes
@@ -208,6 +207,3 @@ def _colour(attribute: str, label: str) -> tuple[int, int, int]:
 def _cell(value: object) -> object:
     """CSV cells that a spreadsheet would take for a formula get a quote before them."""
     return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" else value
-
-
-__all__ = ["Attribute", "PictureRecord", "RecordFilter", "RecordStore", "face_to_list", "own_folder"]

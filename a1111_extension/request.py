@@ -70,7 +70,7 @@ def is_enabled(arguments: Sequence[Any]) -> bool:
         return False
     if isinstance(arguments[0], Mapping):
         return arguments[0].get("enabled", True) is not False
-    return arguments[0] is True
+    return arguments[0] not in (False, None)  # whatever else is wrong, `FairRequest` says so
 
 
 def read_request(arguments: Sequence[Any]) -> FairRequest:

@@ -31,11 +31,11 @@ class Api:
         self.service = service
 
     def adapters(self) -> dict[str, Any]:
-        library = self.service.library
-        return {"adapters": [library.summary(name).to_dict() for name in library.names()]}
+        return {"adapters": [self.adapter(name) for name in self.service.library.names()]}
 
     def adapter(self, name: str) -> dict[str, Any]:
-        return self.service.library.summary(name).to_dict()
+        summary = self.service.library.summary(name)
+        return {**summary.to_dict(), "error": self.service.public(summary.error)}
 
     def live(self) -> dict[str, Any]:
         monitor: LiveMonitor = self.service.monitor
@@ -79,7 +79,7 @@ def register(app: Any, service: FairService, api_auth: str | None = None) -> Non
             try:
                 return JSONResponse(answer(**given))
             except FairAdapterError as error:
-                raise HTTPException(status_code=404, detail=str(error)) from None
+                raise HTTPException(status_code=404, detail=service.public(str(error))) from None
             except TypeError:
                 raise HTTPException(status_code=422, detail=f"expected {', '.join(names)}") from None
 

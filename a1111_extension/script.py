@@ -13,8 +13,9 @@ from typing import Any
 from modules import script_callbacks, scripts
 
 from . import infotext, plot, routes, tab, ui
-from .generation import Generation, Job, job_of
+from .generation import Generation
 from .host import WebuiHost, add_settings, webui_service
+from .job import Job, job_of
 
 Hook = Callable[..., None]
 HOST = WebuiHost()
@@ -64,7 +65,7 @@ class FairAdapterScript(scripts.Script):
         def accordion(**options: Any) -> Any:
             return InputAccordion(False, label="Fair Adapter", **options)
 
-        controls = ui.build(SERVICE, accordion, self.elem_id, HOST.base_model)
+        controls = ui.build(SERVICE, accordion, self.elem_id, HOST.loaded_model)
         self.infotext_fields = ui.paste_fields(controls)
         self.paste_field_names = [key for key in infotext.KEYS if key not in (infotext.HASH, infotext.ERROR)]
         return controls
@@ -109,7 +110,8 @@ def _on_step(parameters: Any) -> None:
     job = _sampling["job"]
     if job is not None and job.live is not None:
         try:
-            _generations[job.origin].denoised(job, parameters.x, int(parameters.total_sampling_steps))
+            counted, total = int(parameters.sampling_step), int(parameters.total_sampling_steps)
+            _generations[job.origin].denoised(job, parameters.x, counted, total)
         except Exception as error:  # a preview never ends a generation
             _sampling["job"] = None
             SERVICE.say(f"live bars stopped: {error}")

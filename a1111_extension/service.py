@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,12 @@ class FairService:
                 self._readers = {key: FaceReader(device=key[0], certain=key[1])}
             return self._readers[key]
 
+    def public(self, line: str) -> str:
+        """A message without the folders of this machine: pictures and answers of the API are passed on."""
+        for folder in (*self.library.folders, self.records.path.parent):
+            line = line.replace(f"{folder}{os.sep}", "")
+        return line
+
     def say(self, line: str) -> None:
         """Into the log, each line once."""
         log.warning("Fair Adapter: %s", line)
@@ -92,10 +99,12 @@ class FairService:
         """Entries of the adapter menus."""
         return [NO_ADAPTER, *self.library.names()]
 
-    def first_choice(self) -> str:
-        """What the menus start with: the first adapter that can be used."""
-        names = (name for name in self.library.names() if not self.library.summary(name).error)
-        return next(names, NO_ADAPTER)
+    def first_choice(self, own: bool = False) -> str:
+        """What the menus start with: the first adapter that can be used.  own: of the user's folder alone."""
+        names = self.library.names()
+        if own:  # the shipped adapters are for the small portrait model, which no host has loaded
+            names = [name for name in names if (self.library.folders[0] / name).is_file()]
+        return next((name for name in names if not self.library.summary(name).error), NO_ADAPTER)
 
     def adapter(self, name: str) -> FairnessAdapter | None:
         """The adapter of a menu entry; None for "None". Raises FairAdapterError as the library."""
@@ -137,7 +146,7 @@ class FairService:
         own = {a.name: a for a in self.attributes(name)}
         return TargetDistribution.parse(text, [*own.values(), *(a for a in KNOWN if a.name not in own)])
 
-    def advice(self, name: str, text: str, strength: float, base: BaseModel | None) -> str:
+    def advice(self, name: str, text: str, base: BaseModel | None) -> str:
         """HTML: what is wrong or noteworthy with a choice, before anything is generated."""
         try:
             adapter = self.adapter(name)
@@ -145,7 +154,7 @@ class FairService:
                 self.target(name, text)
                 return views.message(["No adapter: faces are read and compared with the target."], "info")
             notes = list(adapter.check_base(base)) if base is not None else []
-            notes += adapter.at(text or None, strength).warnings
+            notes += adapter.targets.resolve(text or None).warnings
         except FairAdapterError as error:
             return views.message([str(error)], "error")
         summary = self.library.summary(name)

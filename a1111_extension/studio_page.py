@@ -43,6 +43,9 @@ class StudioFolders:
     def native_store(self, keep: int) -> NativeStore:
         return NativeStore(self.folder / "embeddings", self.folder / "loras", keep)
 
+    def take_embedding(self, name: str, path: Path) -> bool:
+        return True  # no program reads it here
+
 
 def build(service: FairService, session: PortraitSession, folder: Path) -> gr.Blocks:
     with gr.Blocks(title="Fair Adapter studio", analytics_enabled=False) as page:
@@ -51,7 +54,7 @@ def build(service: FairService, session: PortraitSession, folder: Path) -> gr.Bl
             with gr.TabItem("Generate", elem_id="fair_generate_tab"):
                 _generate_tab(service, session)
             with gr.TabItem("Library and statistics", elem_id="fair_adapter_tab"):
-                tab.fill(service, StudioFolders(folder))
+                tab.fill(page, service, StudioFolders(folder))
     return page
 
 
@@ -74,7 +77,7 @@ def _generate_tab(service: FairService, session: PortraitSession) -> None:
             sliders, rows = ui.target_sliders(service, first, lambda name: f"studio_{name}")
             target = gr.Textbox(service.default_target(first), label="Target", elem_id="studio_target")
             strength = gr.Slider(0.0, 2.0, value=1.0, step=0.05, label="Strength")
-            advice = gr.HTML(service.advice(first, "", 1.0, session.base_model()), elem_id="studio_advice")
+            advice = gr.HTML(service.advice(first, "", session.base_model()), elem_id="studio_advice")
             with gr.Row():
                 count = gr.Slider(1, PICTURES, value=8, step=1, label="Pictures", elem_id="studio_count")
                 seed = gr.Number(-1, label="Seed (-1: random)", precision=0, elem_id="studio_seed")
@@ -93,7 +96,7 @@ def _generate_tab(service: FairService, session: PortraitSession) -> None:
                     before = gr.HTML("", elem_id="studio_before")
                 with gr.Column(min_width=280):
                     after = gr.HTML("", elem_id="studio_after")
-    ui.connect_target(service, adapter, preset, sliders, rows, target, strength, advice, session.base_model)
+    ui.connect_target(service, adapter, preset, sliders, rows, target, advice, session.base_model)
     inputs = [prompt, negative, adapter, target, strength, count, seed, number, guidance]
 
     def on_start(*values: Any) -> Iterator[list[Any]]:
@@ -207,8 +210,7 @@ class _Pass:
             (*views.thumbnail(image, faces), f"seed {seed}")
             for image, faces, seed in zip(images, readings, self.seeds)
         ]
-        rows = statistics.measure(self.target)
-        return views.panel(statistics, rows, tiles, heading, notes, self.target is not None)
+        return views.panel(statistics, tiles, heading, notes, self.target)
 
     def _record(
         self, readings: list[list[FaceBars]], images: list[Image.Image], name: str, text: str, strength: float

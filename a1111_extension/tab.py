@@ -32,19 +32,26 @@ class Folders(Protocol):
 
     def native_store(self, keep: int) -> NativeStore: ...
 
+    def take_embedding(self, name: str, path: Path) -> bool:
+        """Make the program know an embedding file; False if it refused it."""
+        ...
+
 
 def build(service: FairService, host: Folders | None, local_folders: bool = True) -> Any:
     """A page of its own for the host.  local_folders: offer to read a folder of the host's machine."""
     with gr.Blocks(analytics_enabled=False) as page:
-        fill(service, host, local_folders)
+        fill(page, service, host, local_folders)
+    components: dict[int, Any] = page.blocks
+    for component in components.values():
+        component.do_not_save_to_config = True  # the host would make targets and names of today its defaults
     return page
 
 
-def fill(service: FairService, host: Folders | None, local_folders: bool = True) -> None:
+def fill(page: gr.Blocks, service: FairService, host: Folders | None, local_folders: bool = True) -> None:
     """The three parts, inside an open page."""
     with gr.Tabs(elem_id="fair_tabs"):
         with gr.TabItem("Library", elem_id="fair_library_tab"):
-            _library(service, host)
+            _library(page, service, host)
         with gr.TabItem("Statistics", elem_id="fair_statistics_tab"):
             _statistics(service)
         with gr.TabItem("Analyse pictures", elem_id="fair_analyse_tab"):
@@ -54,11 +61,12 @@ def fill(service: FairService, host: Folders | None, local_folders: bool = True)
 # ---- library
 
 
-def _library(service: FairService, host: Folders | None) -> None:
+def _library(page: gr.Blocks, service: FairService, host: Folders | None) -> None:
     names = service.library.names()
     usable = service.first_choice()
     first = usable if usable != NO_ADAPTER else names[0] if names else None
-    table = gr.HTML(_table(service), elem_id="fair_library_table")
+    table = gr.HTML("", elem_id="fair_library_table")
+    page.load(lambda: _table(service), [], [table], queue=False)  # reads every file: not at the host's start
     with gr.Row():
         chosen = gr.Dropdown(names, value=first, label="Adapter", elem_id="fair_library_choice")
         refresh = gr.Button("Refresh", elem_id="fair_library_refresh", scale=0, min_width=120)
@@ -93,16 +101,20 @@ def export_native(
     try:
         if not adapter:
             raise FairAdapterError("export: choose an adapter first")
-        store = host.native_store(service.options().keep_files)
+        store, loaded = host.native_store(service.options().keep_files), service.library.load(adapter)
         files = export_adapter(
-            service.library.load(adapter), target.strip() or None, name.strip(), store.loras,
-            store.embeddings, strength,
-        )  # fmt: skip
+            loaded, target.strip() or None, name.strip(), store.loras, store.embeddings, strength
+        )
     except FairAdapterError as error:
         return views.message([str(error)], "error")
     lines = [f"LoRA: {files.lora}, use <lora:{name.strip()}:1>"] if files.lora else []
-    lines += [f"embedding: {files.embedding}, put {files.embedding.stem} first"] if files.embedding else []
-    return views.message(files.weights.warnings) + views.message(lines, "info")
+    warnings = list(files.weights.warnings)
+    if files.embedding:
+        token = files.embedding.stem
+        lines.append(f"embedding: {files.embedding}, put {token} first")
+        if not host.take_embedding(token, files.embedding):
+            warnings.append(f"the loaded model can't take {token}: it is for {loaded.info.base.name}")
+    return views.message(warnings) + views.message(lines, "info")
 
 
 def _table(service: FairService) -> str:
@@ -176,17 +188,13 @@ def show_statistics(service: FairService, prompt: str, adapter: str, model: str,
     try:
         statistics = service.records.statistics(_filter(prompt, adapter, model))
         aimed = service.target("" if adapter == ANY else adapter, target or "")
-        return views.statistics_view(statistics, statistics.measure(aimed), aimed is not None)
+        return views.statistics_view(statistics, aimed)
     except FairAdapterError as error:
         return views.message([str(error)], "error")
 
 
 def _filter(prompt: str, adapter: str, model: str) -> RecordFilter:
-    return RecordFilter(
-        prompt or "",
-        "" if adapter in (ANY, None) else adapter,
-        "" if model in (ANY, None) else model,
-    )
+    return RecordFilter(prompt or "", *("" if name in (ANY, None) else name for name in (adapter, model)))
 
 
 def _recorded(service: FairService, column: str) -> list[str]:
@@ -265,9 +273,7 @@ def analyse(service: FairService, files: Sequence[Path] | str, target: str) -> t
         return views.message([str(error)], "error"), None
     if not tiles:
         return views.message(notes or ["No picture could be read."], "error"), None
-    html = views.panel(
-        statistics, statistics.measure(aimed), tiles, f"{len(tiles)} pictures", notes, aimed is not None
-    )
+    html = views.panel(statistics, tiles, f"{len(tiles)} pictures", notes, aimed)
     return html, contact_sheet(tiles, statistics, aimed)
 
 

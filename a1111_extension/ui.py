@@ -14,6 +14,7 @@ import gradio as gr
 from ..shared.adapter_info import BaseModel
 from ..shared.attributes import Attribute, TargetDistribution
 from ..shared.errors import FairAdapterError
+from ..shared.library import SUFFIX
 from ..shared.presets import linked
 from . import infotext, views
 from .request import HIDDEN, NO_ADAPTER, PLACES
@@ -24,7 +25,9 @@ SLOTS = ATTRIBUTES * CLASSES
 CUSTOM = "custom"
 NEAR = 0.06  # a slider closer than this to the target's share stays where it is
 
-Base = Callable[[], BaseModel]
+JOINT = "This target is a joint one, which sliders can't change: edit its text, or choose a preset."
+
+Base = Callable[[], BaseModel | None]
 
 
 def build(
@@ -35,7 +38,7 @@ def build(
     accordion: makes the host's accordion with a check mark.  elem_id: the host's ids for widgets.
     base: the loaded model, for warnings; None if unknown.
     """
-    first = service.first_choice()
+    first = service.first_choice(own=True)
     with accordion(elem_id=elem_id("enable")) as enabled:
         with gr.Row():
             adapter = gr.Dropdown(
@@ -66,10 +69,11 @@ def build(
             overlay = gr.Checkbox(
                 False, label="Add copies with bars to the gallery", elem_id=elem_id("overlay")
             )
-        advice = gr.HTML(service.advice(first, "", 1.0, None), elem_id=elem_id("advice"))
-    for component in (adapter, preset, target, *sliders):
+        advice = gr.HTML(service.advice(first, "", None), elem_id=elem_id("advice"))
+    choices: list[Any] = [adapter, preset, target, *sliders]
+    for component in choices:
         component.do_not_save_to_config = True  # the host would remember labels and values of other adapters
-    connect_target(service, adapter, preset, sliders, rows, target, strength, advice, base)
+    connect_target(service, adapter, preset, sliders, rows, target, advice, base, enabled)
     refresh.click(lambda name: refreshed(service, name), [adapter], [adapter, preset], queue=False)
     return [enabled, adapter, target, strength, place, live, overlay]
 
@@ -133,8 +137,13 @@ def slots(attributes: Sequence[Attribute], target: TargetDistribution | None) ->
     return states
 
 
-def moved(service: FairService, slot: int, name: str, values: Sequence[float]) -> tuple[list[Any], str]:
-    """One slider was moved: values of its attribute's sliders, and the target's text."""
+def moved(
+    service: FairService, slot: int, name: str, values: Sequence[float], before: str = ""
+) -> tuple[list[Any], str]:
+    """One slider was moved: values of its attribute's sliders, and the target's text.
+
+    before: the text until now; what it says of attributes without sliders stays.
+    """
     attributes = service.attributes(name)[:ATTRIBUTES]
     a, c = divmod(slot, CLASSES)
     table: dict[str, list[float]] = {}
@@ -146,8 +155,20 @@ def moved(service: FairService, slot: int, name: str, values: Sequence[float]) -
         position = c if index == a else 0
         table[attribute.name] = linked(shares, position, shares[position])
     own = table.get(attributes[a].name, []) if a < len(attributes) else []
-    text = infotext.readable(TargetDistribution.from_dict(table, attributes)) if table else ""
-    return [*own, *(0.0 for _ in range(CLASSES - len(own)))], text
+    blocks = [infotext.readable(TargetDistribution.from_dict(table, attributes))] if table else []
+    others = before.lower().split(";") if _read(service, name, before) is not None else []
+    blocks += [b.strip() for b in others if b.strip() and b.partition("=")[0].strip() not in table]
+    return [*own, *(0.0 for _ in range(CLASSES - len(own)))], ";".join(blocks)
+
+
+def released(service: FairService, slot: int, name: str, values: Sequence[float], text: str) -> list[Any]:
+    """Updates of the sliders of an attribute, text, preset and advice after one of them was moved."""
+    if "*" not in text:
+        shares, text = moved(service, slot, name, values, text)
+        return [*shares, text, CUSTOM, gr.update()]  # the text's change brings the advice
+    first = slot // CLASSES * CLASSES
+    states = slots(service.attributes(name), _read(service, name, text))
+    return [*(s["value"] for s in states[first : first + CLASSES]), text, gr.update(), views.message([JOINT])]
 
 
 def connect_target(
@@ -157,46 +178,49 @@ def connect_target(
     sliders: Sequence[Any],
     rows: Sequence[Any],
     target: Any,
-    strength: Any,
     advice: Any,
     base: Base | None,
+    opened: Any = None,
 ) -> None:
-    """Events. `input` and `release` come from people alone, `change` also from a paste; all are quick."""
+    """Events. `input` and `release` come from people alone, `change` also from a paste; all are quick.
+
+    opened: what shows the widgets; by then a model may be loaded that the advice did not know.
+    """
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 
-    def advise(name: str, text: str, number: float) -> str:
-        return service.advice(name, text or "", number, _known(base))
+    def advise(name: str, text: str) -> str:
+        return service.advice(name, text or "", _known(base))
 
     for slot, slider in enumerate(sliders):
         first = slot // CLASSES * CLASSES
         group = sliders[first : first + CLASSES]
 
-        def on_move(name: str, *values: float, slot: int = slot) -> list[Any]:
-            shares, text = moved(service, slot, name, values)
-            return [*shares, text, CUSTOM]
+        def on_move(name: str, text: str, *values: float, slot: int = slot) -> list[Any]:
+            return released(service, slot, name, values, text or "")
 
-        slider.release(on_move, [adapter, *sliders], [*group, target, preset], **quick)
+        slider.release(on_move, [adapter, target, *sliders], [*group, target, preset, advice], **quick)
 
-    def on_text(name: str, text: str, number: float, *values: float) -> list[Any]:
+    def on_text(name: str, text: str, *values: float) -> list[Any]:
         states = slots(service.attributes(name), _read(service, name, text))
         updates = [
             gr.update() if abs((value or 0.0) - state["value"]) < NEAR else gr.update(value=state["value"])
             for value, state in zip(values, states)
         ]
-        return [*updates, advise(name, text, number)]
+        return [*updates, advise(name, text)]
 
-    def on_adapter(name: str, text: str, number: float) -> list[Any]:
-        return [*shown_sliders(service, name, text), advise(name, text, number)]
+    def on_adapter(name: str, text: str) -> list[Any]:
+        return [*shown_sliders(service, name, text), advise(name, text)]
 
     def on_preset(name: str, chosen: str) -> Any:
         found = service.presets(name).get(chosen)
         return gr.update() if found is None else infotext.readable(found)
 
     adapter.input(service.default_target, [adapter], [target], **quick)
-    adapter.change(on_adapter, [adapter, target, strength], [*sliders, *rows, preset, advice], **quick)
+    adapter.change(on_adapter, [adapter, target], [*sliders, *rows, preset, advice], **quick)
     preset.input(on_preset, [adapter, preset], [target], **quick)
-    target.change(on_text, [adapter, target, strength, *sliders], [*sliders, advice], **quick)
-    strength.release(advise, [adapter, target, strength], [advice], **quick)
+    target.change(on_text, [adapter, target, *sliders], [*sliders, advice], **quick)
+    if opened is not None:
+        opened.change(advise, [adapter, target], [advice], **quick)
 
 
 def shown_sliders(service: FairService, name: str, text: str) -> list[Any]:
@@ -209,10 +233,11 @@ def shown_sliders(service: FairService, name: str, text: str) -> list[Any]:
 
 
 def refreshed(service: FairService, name: str) -> list[Any]:
-    """Menus after files were added or removed."""
+    """Menus after files were added or removed; a name from an infotext may lack its ending."""
     known = service.choices()
+    value = next((full for full in (name, f"{name}{SUFFIX}") if full in known), NO_ADAPTER)
     return [
-        gr.update(choices=known, value=name if name in known else NO_ADAPTER),
+        gr.update(choices=known, value=value),
         gr.update(choices=[CUSTOM, *service.presets(name)], value=CUSTOM),
     ]
 
@@ -236,16 +261,12 @@ def place_panel(service: FairService, component: Any, elem_id: str | None) -> No
         if part == "log":
             place["panel"] = gr.HTML("", elem_id=f"fair_panel_{origin}")
         if "panel" in place and "information" in place:
-            fill, information = last_html(service, origin), place["information"]
-            information.change(fill, [information], [place["panel"]], queue=False)
+
+            def fill(_: Any, *, origin: str = origin) -> str:
+                return service.last.get(origin, LastResult()).html
+
+            place["information"].change(fill, [place["information"]], [place["panel"]], queue=False)
             place["wired"] = True
-
-
-def last_html(service: FairService, origin: str) -> Callable[[Any], str]:
-    def fill(_: Any) -> str:
-        return service.last.get(origin, LastResult()).html
-
-    return fill
 
 
 # ---- small things
@@ -273,6 +294,3 @@ def _known(base: Base | None) -> BaseModel | None:
         return base()
     except Exception:  # a host without a loaded model raises whatever its loader does
         return None
-
-
-__all__ = ["build", "paste_fields", "place_panel", "slots", "views"]

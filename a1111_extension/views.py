@@ -14,9 +14,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..shared.attributes import Attribute
+from ..shared.attributes import Attribute, TargetDistribution
 from ..shared.bar_grid import SPELLED
-from ..shared.bars import CERTAIN, FaceBars, class_colour, draw_faces, ordered
+from ..shared.bars import FaceBars, class_colour, draw_faces, ordered
 from ..shared.library import AdapterSummary
 from ..shared.statistics import FairnessStatistics, ShareRow
 
@@ -111,24 +111,24 @@ def describe_faces(faces: Sequence[FaceBars]) -> str:
 
 def panel(
     statistics: FairnessStatistics,
-    rows: Sequence[ShareRow],
     pictures: Sequence[tuple[Image.Image, Sequence[FaceBars], str]],
     heading: str,
     notes: Iterable[str] = (),
-    aimed: bool = False,
+    target: TargetDistribution | None = None,
 ) -> str:
-    """What stands under the gallery after a generation."""
+    """What stands under the gallery after a generation.  pictures: see `tiles`."""
     n = statistics.pictures
     counted = f"{statistics.faces} of {n} picture{'' if n == 1 else 's'} with a face. {statistics.note()}"
     return (
         f'<div class="fair-panel"><h4>{escape(heading)}</h4>{message(notes)}'
-        f'<div class="fair-columns"><div>{shares(rows)}<p class="fair-soft">{escape(counted)}</p>'
-        f"{legend(statistics.attributes, aimed)}</div>{tiles(pictures)}</div>"
+        f'<div class="fair-columns"><div>{shares(statistics.measure(target))}'
+        f'<p class="fair-soft">{escape(counted)}</p>'
+        f"{legend(statistics.attributes, target is not None)}</div>{tiles(pictures)}</div>"
         f'<p class="fair-soft">{DISCLAIMER}</p></div>'
     )
 
 
-def statistics_view(statistics: FairnessStatistics, rows: Sequence[ShareRow], aimed: bool) -> str:
+def statistics_view(statistics: FairnessStatistics, target: TargetDistribution | None) -> str:
     """The statistics of past generations."""
     if not statistics.pictures:
         return message(["No picture fits. Generate with Fair Adapter enabled, or change the filter."], "info")
@@ -141,8 +141,9 @@ def statistics_view(statistics: FairnessStatistics, rows: Sequence[ShareRow], ai
     )
     mean = f"Bias, mean over prompts (0 is fair): {known}." if known else ""
     return (
-        f'<div class="fair-panel">{shares(rows)}<p class="fair-soft">{escape(summary)} {escape(mean)}</p>'
-        f"{legend(statistics.attributes, aimed)}</div>"
+        f'<div class="fair-panel">{shares(statistics.measure(target))}'
+        f'<p class="fair-soft">{escape(summary)} {escape(mean)}</p>'
+        f"{legend(statistics.attributes, target is not None)}</div>"
     )
 
 
@@ -269,9 +270,3 @@ def thumbnail(
         x0, y0, x1, y1 = (value * scale for value in face.box)
         moved.append(FaceBars((x0, y0, x1, y1), face.bars))
     return small, moved
-
-
-__all__ = [
-    "CERTAIN", "adapter_card", "data_url", "describe_faces", "evaluation_table", "legend", "library_table",
-    "message", "panel", "shares", "size", "statistics_view", "thumbnail", "tiles",
-]  # fmt: skip

@@ -237,6 +237,7 @@ def clean_real(root: Path) -> None:
     """Take what `start_real` added out again."""
     (root / "extensions" / MARK).unlink(missing_ok=True)
     models = root / "models" / "Stable-diffusion"
-    for path in (*models.glob(f"{MARK}.*"), root / f"{MARK}.log", root / ADAPTER):
+    exported = root / "embeddings" / "fair_adapters" / f"{MARK}.safetensors"
+    for path in (*models.glob(f"{MARK}.*"), root / f"{MARK}.log", root / ADAPTER, exported):
         path.unlink(missing_ok=True)
     shutil.rmtree(models / f"{MARK}_text", ignore_errors=True)

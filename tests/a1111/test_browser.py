@@ -3,12 +3,15 @@
 Screenshots go to `.lab/screenshots/`. With `--webui DIR` the same scenario runs in a real installation.
 """
 
+import base64
 import importlib.util
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from fair_adapter.tests.a1111 import browser, lab
 
@@ -39,7 +42,7 @@ def test_an_artists_way_through_the_page(webui_or_real: lab.Server, page: Any) -
     webui.shot(shot)
     live_bars(server, webui, page, shots)
     panel_and_paste(webui, page, shots)
-    the_tab(webui, page, shots)
+    the_tab(server, webui, page, shots)
     assert page.errors == [] and "Traceback" not in server.said()
 
 
@@ -93,11 +96,31 @@ def panel_and_paste(webui: browser.Webui, page: Any, shots: Path) -> None:
     assert webui.text(f"{P}target") == "gender=female:80,male:20"
 
 
-def the_tab(webui: browser.Webui, page: Any, shots: Path) -> None:
+def exported_tokens(server: lab.Server, webui: browser.Webui, page: Any) -> None:
+    """They act at once, typed into the prompt, as the adapter at that target does."""
+    webui.fill("fair_export_target", "gender=80/20")
+    webui.fill("fair_export_name", lab.MARK)
+    page.locator("#fair_export").first.click()
+    said = "text => document.querySelector('#fair_export_result').innerText.includes(text)"
+    page.wait_for_function(said, arg=f"put {lab.MARK} first")
+    fair = {"adapter": "gender-words.safetensors", "target": "gender=80/20"}
+    requests = [
+        {"prompt": f"{lab.MARK} a portrait"},
+        {"prompt": "a portrait", "alwayson_scripts": {"Fair Adapter": {"args": [fair]}}},
+        {"prompt": "a portrait"},
+    ]
+    drawn = [server.call("/sdapi/v1/txt2img", {**r, "steps": 4, "seed": 3})["images"][0] for r in requests]
+    typed, ours, base = (Image.open(io.BytesIO(base64.b64decode(text))).tobytes() for text in drawn)
+    assert typed == ours != base
+
+
+def the_tab(server: lab.Server, webui: browser.Webui, page: Any, shots: Path) -> None:
     webui.tab("Fair Adapter")
+    page.wait_for_selector("#fair_library_table td")
     webui.choose("fair_library_choice", "gender-words.safetensors")
     page.wait_for_selector("#fair_library_card .fair-evaluation")
     webui.shot(shots / "library.png")
+    exported_tokens(server, webui, page)
     page.locator("#fair_tabs button", has_text="Statistics").first.click()
     page.locator("#fair_statistics_show").click()
     page.wait_for_selector("#fair_statistics .fair-share")

@@ -40,7 +40,7 @@ faces = reader.read(picture[None])
 statistics = FairnessStatistics(reader.attributes)
 statistics.add(faces)
 statistics.draw(weights.target)
-print(views.panel(statistics, statistics.measure(weights.target), [], "x")[:20])
+print(views.panel(statistics, [], "x", target=weights.target)[:20])
 print([bar.label for bar in faces[0][0].bars], len(weights.lora), linked([50, 50], 0, 70))
 """
 

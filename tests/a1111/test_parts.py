@@ -2,19 +2,23 @@
 
 import base64
 import json
+import os
 import sqlite3
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from fair_adapter.a1111_extension import infotext, injection, plot, records, routes, views
-from fair_adapter.a1111_extension.options import OPTIONS, FairOptions, as_mapping, read_options
+from fair_adapter.a1111_extension.generation import Generation
+from fair_adapter.a1111_extension.job import Job
+from fair_adapter.a1111_extension.options import OPTIONS, FairOptions, read_options
 from fair_adapter.a1111_extension.request import (
     ARGUMENTS,
     FairRequest,
@@ -48,8 +52,8 @@ def test_positional_arguments_keep_their_order() -> None:
 def test_one_object_is_the_same_request() -> None:
     assert read_request([{"adapter": "x", "strength": 0.5}]) == FairRequest(True, "x", strength=0.5)
     assert read_request([{"enabled": False}, "ignored tail"]) == FairRequest()
-    assert [is_enabled(a) for a in ([], [False], [True], [{}], [{"enabled": False}], ["yes"])] == [
-        False, False, True, True, False, False,
+    assert [is_enabled(a) for a in ([], [False], [None], [True], [{}], [{"enabled": False}], ["yes"])] == [
+        False, False, False, True, True, False, True,
     ]  # fmt: skip
 
 
@@ -57,6 +61,7 @@ def test_one_object_is_the_same_request() -> None:
     ("arguments", "said"),
     [
         ([True, 3], "'adapter': expected a text"),
+        ([1, "x"], "'enabled': expected true or false"),
         ([True, "x", "", float("nan")], "'strength': expected a number"),
         ([True, "x", "", True], "'strength': expected a number"),
         ([True, "x", "", 99], "'strength': expected -2 to 4"),
@@ -68,6 +73,20 @@ def test_one_object_is_the_same_request() -> None:
 def test_wrong_arguments_are_named(arguments: list[Any], said: str) -> None:
     with pytest.raises(FairAdapterError, match=said):
         read_request(arguments)
+
+
+@pytest.mark.parametrize("evaluations", [1, 2])
+def test_steps_are_the_samplers_not_the_evaluations(evaluations: int) -> None:
+    """Heun and DPM++ SDE evaluate the model twice in a step; the host counts after the first."""
+    offered: list[int] = []
+    live: Any = SimpleNamespace(offer=lambda step, total, x0: offered.append(step))
+    job = Job(FairRequest(), "txt2img", live=live)
+    host: Any = None
+    generation = Generation(FairService([]), host, "txt2img")
+    for step in range(10):
+        for evaluation in range(evaluations):
+            generation.denoised(job, torch.zeros(1), max(0, step - 1 + evaluation), 10)
+    assert offered == list(range(1, 11))
 
 
 def test_a_plot_changes_single_values() -> None:
@@ -134,6 +153,10 @@ def test_native_files_are_named_by_content(tmp_path: Path) -> None:
     assert len(set(names)) == 3
     assert not store.materialise(adapter, adapter.at("gender=80/20")).fresh
     assert {p.stem for p in store.loras.iterdir()} == set(names[1:])
+    os.utime(store.loras / f"{names[2]}.safetensors", (0, 0))
+    store.materialise(adapter, adapter.at("gender=80/20"))  # used last, so it is the other one that goes
+    store.materialise(adapter, adapter.at("gender=90/10"))
+    assert names[2] in {p.stem for p in store.loras.iterdir()}
     assert foreign.exists()
 
 
@@ -174,7 +197,7 @@ def test_parameters_describe_and_restore_a_request() -> None:
 
 def test_settings_of_a_wrong_kind_keep_their_defaults() -> None:
     assert read_options(lambda name: None) == FairOptions()
-    assert {o.name: o.default for o in OPTIONS} == as_mapping(FairOptions())
+    assert {o.name: o.default for o in OPTIONS} == asdict(FairOptions())
     given = {"fair_live_every": 5.0, "fair_live_decoder": "magic", "fair_panel": "no", "fair_certain": 1}
     assert read_options(given.get) == replace(FairOptions(), live_every=5, certain=1.0)
 
@@ -235,7 +258,7 @@ def test_nothing_from_outside_becomes_markup() -> None:
     tile = (Image.new("RGB", (8, 8)), [FACE], evil)
     pages = [
         views.adapter_card(summary), views.library_table([summary, AdapterSummary(evil, 1, error=evil)]),
-        views.message([evil]), views.panel(statistics, statistics.measure(), [tile], evil, [evil]),
+        views.message([evil]), views.panel(statistics, [tile], evil, [evil]),
     ]  # fmt: skip
     for page in pages:
         assert "<img src=x" not in page and "&lt;img" in page
@@ -245,7 +268,7 @@ def test_panel_says_what_is_in_the_pictures() -> None:
     statistics = FairnessStatistics()
     statistics.add([[FACE], []])
     tile = Image.new("RGB", (8, 8))
-    page = views.panel(statistics, statistics.measure(), [(tile, [FACE], ""), (tile, [], "")], "heading")
+    page = views.panel(statistics, [(tile, [FACE], ""), (tile, [], "")], "heading")
     assert "1 of 2 pictures with a face" in page and "female 0.91" in page and "no face" in page
     assert "nobody&#x27;s identity" in page or "nobody's identity" in page
 
@@ -299,6 +322,16 @@ def test_routes_ask_for_the_hosts_password(service: FairService) -> None:
     assert ask(app, "/fair-adapter/live", good) == {"active": False}
 
 
+def test_messages_that_are_passed_on_name_no_folder(service: FairService) -> None:
+    (folder, _) = service.library.folders
+    (folder / "damaged.safetensors").write_bytes(b"x" * 20)
+    summary = service.library.summary("damaged")
+    assert str(folder) in summary.error
+    assert service.public(summary.error).startswith("damaged.safetensors: expected")
+    answers = json.dumps([routes.Api(service).adapters(), routes.Api(service).adapter("damaged")])
+    assert "damaged.safetensors: expected" in answers and str(folder) not in answers
+
+
 def test_routes_are_read_only_and_say_what_is_wrong(service: FairService) -> None:
     fastapi = pytest.importorskip("fastapi")
     app = App()
@@ -315,10 +348,10 @@ def test_routes_are_read_only_and_say_what_is_wrong(service: FairService) -> Non
 
 def test_advice_names_what_does_not_fit(service: FairService) -> None:
     base = make_adapter().info.base
-    assert "fair-info" in service.advice("None", "", 1.0, None)
-    assert "tiny-fair" in service.advice("tiny.safetensors", "", 1.0, base)
-    assert "alone: the target has no effect" in service.advice("tiny.safetensors", "gender=90/10", 1.0, base)
-    assert "fair-error" in service.advice("tiny.safetensors", "gender=90", 1.0, base)
+    assert "fair-info" in service.advice("None", "", None)
+    assert "tiny-fair" in service.advice("tiny.safetensors", "", base)
+    assert "alone: the target has no effect" in service.advice("tiny.safetensors", "gender=90/10", base)
+    assert "fair-error" in service.advice("tiny.safetensors", "gender=90", base)
     other = replace(base, architecture="sdxl", name="<big>")
-    page = service.advice("tiny.safetensors", "", 1.0, other)
+    page = service.advice("tiny.safetensors", "", other)
     assert "fair-error" in page and "&lt;big&gt;" in page

@@ -58,7 +58,7 @@ def service(tmp_path: Path) -> FairService:
 
 def test_sliders_are_linked_and_write_the_target(service: FairService) -> None:
     ui = pytest.importorskip("fair_adapter.a1111_extension.ui", reason="needs gradio")
-    assert service.first_choice() == "both.safetensors"
+    assert service.first_choice() == service.first_choice(own=True) == "both.safetensors"
     states = ui.slots(service.attributes("both"), service.target("both", "gender=70/30;race=20/30/50"))
     assert [s["value"] for s in states if s["visible"]] == [70.0, 30.0, 20.0, 30.0, 50.0]
     values = [s["value"] for s in states]
@@ -67,6 +67,15 @@ def test_sliders_are_linked_and_write_the_target(service: FairService) -> None:
     assert sum(shares) == 100.0 and shares[1] == 60.0
     assert text == "gender=female:70,male:30;race=wmelh:11.4,black:60,asian:28.6"
     assert service.target("both", text) is not None
+    assert ui.moved(service, 5, "both", values, "AGE = 30/70; gender=10/90")[1] == f"{text};age = 30/70"
+    assert ui.moved(service, 5, "both", values, "age=30")[1] == text  # does not read
+
+
+def test_a_slider_leaves_a_joint_target_alone(service: FairService) -> None:
+    ui = pytest.importorskip("fair_adapter.a1111_extension.ui", reason="needs gradio")
+    text = "gender*race=female*black:30,male*asian:70"
+    *shares, after, _, advice = ui.released(service, 0, "both", [80.0] * ui.SLOTS, text)
+    assert shares == [30.0, 70.0, 0.0, 0.0] and after == text and "joint" in advice
 
 
 def test_menus_survive_damaged_files(service: FairService) -> None:
@@ -74,6 +83,17 @@ def test_menus_survive_damaged_files(service: FairService) -> None:
     assert service.attributes("a_damaged") == () and service.presets("a_damaged") == {}
     assert ui.moved(service, 0, "a_damaged", [50.0] * ui.SLOTS) == ([0.0] * ui.CLASSES, "")
     assert not any(state["visible"] for state in ui.slots((), None))
+
+
+def test_refreshed_menus_keep_a_pasted_name(service: FairService) -> None:
+    ui = pytest.importorskip("fair_adapter.a1111_extension.ui", reason="needs gradio")
+    for name, kept in (("both", "both.safetensors"), ("both.safetensors",) * 2, ("gone", "None")):
+        assert ui.refreshed(service, name)[0]["value"] == kept
+
+
+def test_menus_start_without_an_adapter_that_fits_no_host(tmp_path: Path) -> None:
+    service = FairService([tmp_path], tmp_path / "data")
+    assert service.first_choice(own=True) == "None" != service.first_choice()
 
 
 def test_studio_refuses_what_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,6 +64,16 @@ def restore():
         module.weight.data = weight
     _originals.clear()
     loaded_networks.clear()
+    for patcher in forge_patchers().values():
+        patcher.lora_patches.clear()
+
+
+def forge_patchers():
+    """Where Forge keeps the layers of its networks."""
+    if not shared.FORGE:
+        return {}
+    objects = shared.sd_model.forge_objects
+    return {"lora_unet": objects.unet, "lora_te": objects.clip.patcher}
 
 
 def apply(name, te, unet):
@@ -80,10 +90,10 @@ def apply(name, te, unet):
         scale = float(parts.get("alpha", len(down))) / len(down)
         strength = te if layer.startswith("lora_te") else unet
         module.weight.data = module.weight.data + strength * scale * (up @ down).reshape(module.weight.shape)
-    network = SimpleNamespace(name=name)
-    if not shared.FORGE:
-        network.modules = layers
-    loaded_networks.append(network)
+    for prefix, patcher in forge_patchers().items():
+        mine = {layer: parts for layer, parts in layers.items() if layer.startswith(prefix)}
+        patcher.lora_patches[(str(path), te, 1.0, False)] = mine
+    loaded_networks.append(SimpleNamespace(name=name, modules={} if shared.FORGE else layers))
 
 
 class ExtraNetworkLora(extra_networks.ExtraNetwork):
@@ -101,7 +111,7 @@ class ExtraNetworkLora(extra_networks.ExtraNetwork):
             p.extra_generation_params["Lora hashes"] = names
 
     def deactivate(self, p):
-        restore()
+        """Observed: errors are reported here; the layers stay as they are until the next activation."""
 
 
 def register():

@@ -4,19 +4,24 @@ import base64
 import io
 import secrets
 import threading
+from types import SimpleNamespace
 
 from fastapi import Depends, HTTPException
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import infotext_utils, scripts, shared
 from modules.processing import StableDiffusionProcessing, process_images
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 queue_lock = threading.Lock()
 
 
 def encode(image):
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    """Text that the picture carries becomes chunks of the PNG."""
+    buffer, chunks = io.BytesIO(), PngImagePlugin.PngInfo()
+    for key, value in image.info.items():
+        if isinstance(value, str):
+            chunks.add_text(key, value)
+    image.save(buffer, format="PNG", pnginfo=chunks)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -122,6 +127,7 @@ def add_routes(app):
     app.add_api_route("/standin/hooks", lambda: scripts.hooks_called, methods=["GET"])
     app.add_api_route("/standin/options", set_options, methods=["POST"])
     app.add_api_route("/standin/reload_embeddings", reload_embeddings, methods=["POST"])
+    app.add_api_route("/standin/checkpoint", load_checkpoint, methods=["POST"])
     app.add_api_route("/standin/plot", plot, methods=["POST"])
     app.add_api_route("/standin/reload", reload_scripts, methods=["POST"])
 
@@ -137,6 +143,16 @@ def set_options(body: dict):
 
 def reload_embeddings():
     shared.sd_model.embeddings.load_textual_inversion_embeddings(force_reload=True)
+    return {}
+
+
+def load_checkpoint(body: dict):
+    """Observed: a checkpoint of the same kind is loaded into the same object."""
+    name = body["name"]
+    shared.sd_model.unet.conv_in.weight.mul_(body["scale"])
+    shared.sd_model.sd_checkpoint_info = SimpleNamespace(
+        name_for_extra=name, title=name, filename=f"{name}.safetensors"
+    )
     return {}
 
 

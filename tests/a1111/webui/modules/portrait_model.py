@@ -36,12 +36,12 @@ class PortraitModel:
         self.encoder = load_into(encoder, folder / "text_encoder" / "model.safetensors", "text_model.")
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
         self.sd_checkpoint_info = SimpleNamespace(
-            name_for_extra="portrait", title="portrait.safetensors [0000]"
+            name_for_extra="portrait", title="portrait.safetensors [0000]", filename="portrait.safetensors"
         )
         if forge:
             self.forge_objects = SimpleNamespace(
-                unet=SimpleNamespace(model=SimpleNamespace(diffusion_model=self.unet)),
-                clip=SimpleNamespace(cond_stage_model=self.encoder),
+                unet=SimpleNamespace(model=SimpleNamespace(diffusion_model=self.unet), lora_patches={}),
+                clip=SimpleNamespace(cond_stage_model=self.encoder, patcher=SimpleNamespace(lora_patches={})),
             )
         else:
             self.model = SimpleNamespace(diffusion_model=self.unet)

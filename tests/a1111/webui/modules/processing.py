@@ -23,7 +23,7 @@ class StableDiffusionProcessing:
         self, prompt="", negative_prompt="", steps=20, cfg_scale=2.0, width=128, height=128, n_iter=1,
         batch_size=1, seed=-1, styles=(), do_not_save_samples=False, enable_hr=False, hr_scale=2.0,
         hr_prompt="", denoising_strength=0.7, init_images=(), mask=None, script_args=(), runner=None,
-        **ignored,
+        disable_extra_networks=False, **ignored,
     ):  # fmt: skip
         self.prompt, self.negative_prompt, self.styles = prompt, negative_prompt, list(styles or [])
         self.steps, self.cfg_scale = int(steps), float(cfg_scale)
@@ -35,7 +35,8 @@ class StableDiffusionProcessing:
         self.script_args, self.scripts = tuple(script_args), runner
         self.extra_generation_params, self.comments = {}, {}
         self.extra_network_data = self.hr_extra_network_data = None
-        self.disable_extra_networks = False
+        self.hr_prompts = self.hr_negative_prompts = None
+        self.disable_extra_networks = disable_extra_networks
         self.iteration = self.batch_index = 0
         tab = "img2img" if init_images else "txt2img"
         self.outpath_samples = str(Path(paths.data_path) / "outputs" / tab)
@@ -59,6 +60,9 @@ class StableDiffusionProcessing:
     def parse_extra_network_prompts(self):
         self.prompts, self.extra_network_data = extra_networks.parse_prompts(self.prompts)
         if self.enable_hr:
+            part = slice(self.iteration * self.batch_size, (self.iteration + 1) * self.batch_size)
+            self.hr_prompts = self.all_hr_prompts[part]
+            self.hr_negative_prompts = self.all_hr_negative_prompts[part]
             self.hr_prompts, self.hr_extra_network_data = extra_networks.parse_prompts(self.hr_prompts)
 
     def conditions(self, prompts, cache, data):
@@ -122,15 +126,12 @@ def process_images(p):
         extra_networks.deactivate(p, p.extra_network_data)
     processed = Processed(p, output, infotexts, first)
     p.scripts.postprocess(p, processed)
-    processed.comments = "".join(f"{comment}\n" for comment in p.comments)
     return processed
 
 
 def _iteration(p, n, infotexts):
     part = slice(n * p.batch_size, (n + 1) * p.batch_size)
     p.prompts, p.negative_prompts = p.all_prompts[part], p.all_negative_prompts[part]
-    if p.enable_hr:
-        p.hr_prompts, p.hr_negative_prompts = p.all_hr_prompts[part], p.all_hr_negative_prompts[part]
     p.seeds = p.all_seeds[part]
     details = {"batch_number": n, "prompts": p.prompts, "seeds": p.seeds, "subseeds": p.seeds}
     p.scripts.before_process_batch(p, **details)
@@ -156,6 +157,7 @@ def _iteration(p, n, infotexts):
         text = create_infotext(p, n * p.batch_size + i)
         if not p.do_not_save_samples:
             images.save_image(args.image, p.outpath_samples, str(p.seeds[i]), p, text)
+        args.image.info["parameters"] = text
         finished.append(args.image)
         infotexts.append(text)
     return finished
@@ -175,7 +177,8 @@ def sample(p):
         latents = _redraw(p, noise, cond, uncond)
     if not p.enable_hr:
         return latents
-    extra_networks.activate(p, p.hr_extra_network_data)
+    if not p.disable_extra_networks:
+        extra_networks.activate(p, p.hr_extra_network_data)
     cond = p.conditions(p.hr_prompts, p.cached_hr_c, p.hr_extra_network_data)
     uncond = p.conditions(p.hr_negative_prompts, p.cached_hr_uc, p.hr_extra_network_data)
     large = F.interpolate(latents, scale_factor=p.hr_scale, mode="bilinear")
