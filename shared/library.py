@@ -20,6 +20,7 @@ from .errors import FairAdapterError
 
 SHIPPED = Path(__file__).resolve().parent / "adapters"
 SUFFIX = ".safetensors"
+KEPT = 2  # adapters; an SDXL LoRA takes hundreds of megabytes
 _LISTED = 12  # names in an error message
 
 
@@ -60,7 +61,7 @@ class AdapterSummary:
 class AdapterLibrary:
     """Folders of adapter files; the first is the user's. Folders that don't exist are empty.
 
-    Adapters and summaries are kept until their file changes; safe to use from several threads.
+    The last adapters and all summaries are kept until their file changes; safe to use from several threads.
     """
 
     def __init__(self, folders: Sequence[Path | str] = (SHIPPED,)) -> None:
@@ -105,10 +106,12 @@ class AdapterLibrary:
         path = self.path(name)
         version = _version(path)
         with self._lock:
-            kept = self._adapters.get(path)
+            kept = self._adapters.pop(path, None)
             if kept is None or kept[0] != version:
                 kept = (version, FairnessAdapter.read(path))
-                self._adapters[path] = kept
+            self._adapters[path] = kept  # the last used stands last
+            while len(self._adapters) > KEPT:
+                del self._adapters[next(iter(self._adapters))]
             return kept[1]
 
     def summary(self, name: str) -> AdapterSummary:
@@ -118,8 +121,8 @@ class AdapterLibrary:
         kept = self._summaries.get(path)
         if kept is not None and kept[0] == version:
             return kept[1]
-        try:
-            summary = _summarise(name, version[1], self.load(name))
+        try:  # read and let go: a list of many files must not fill the memory
+            summary = _summarise(name, version[1], FairnessAdapter.read(path))
         except FairAdapterError as error:
             summary = AdapterSummary(name, version[1], error=str(error))
         self._summaries[path] = (version, summary)

@@ -180,23 +180,28 @@ class FaceBank:
         if self.features.ndim != 2 or not len(self.features) or set(lengths.values()) - {len(self.features)}:
             raise FairAdapterError(f"face bank: features {tuple(self.features.shape)} with labels {lengths}")
 
-    def eligible(self, labels: Mapping[str, int]) -> Tensor:
-        """(M,) bool: faces of the given class in every attribute; -1 and unlabelled attributes allow all."""
-        keep = torch.ones(len(self.features), dtype=torch.bool, device=self.features.device)
+    def eligible(self, labels: Mapping[str, Tensor]) -> Tensor:
+        """(N, M) bool: faces of each row's class in every attribute; -1 and unlabelled attributes allow all.
+
+        labels: attribute -> (N,), at least one of them.
+        """
+        rows = len(next(iter(labels.values())))
+        keep = self.features.new_ones(rows, len(self.features), dtype=torch.bool)
         for name, label in labels.items():
-            if name in self.labels and label >= 0:
-                keep &= self.labels[name] == label
+            if name in self.labels:
+                keep &= (label[:, None] < 0) | (label[:, None] == self.labels[name])
         return keep
 
     def check(self, target: TargetDistribution) -> None:
         """FairAdapterError if the bank has no face for a combination that the target asks for."""
-        shares = dict(zip(target.cells, target.shares))
-        empty = [
-            "*".join(cell)
-            for cell, share in shares.items()
-            if share > 0
-            and not self.eligible({a.name: a.index(c) for a, c in zip(target.attributes, cell)}).any()
-        ]
+        wanted = [cell for cell, share in zip(target.cells, target.shares) if share > 0]
+        device = self.features.device
+        labels = {
+            a.name: torch.tensor([a.index(cell[i]) for cell in wanted], device=device)
+            for i, a in enumerate(target.attributes)
+        }
+        found = self.eligible(labels).any(dim=1).tolist()
+        empty = ["*".join(cell) for cell, any_face in zip(wanted, found) if not any_face]
         if empty:
             raise FairAdapterError(
                 f"face bank: none of its {len(self.features)} faces is {' or '.join(empty)}; add such faces"
@@ -208,13 +213,13 @@ class FaceBank:
         features: (N, D), unit.  labels: attribute -> (N,), -1 for any class.
         """
         similarity = features.detach().to(self.features) @ self.features.T  # (N, M)
-        for row in range(len(features)):
+        keep = self.eligible(labels)
+        missing = ~keep.any(dim=1)
+        if missing.any():
+            row = int(missing.nonzero()[0])
             wanted = {name: int(label[row]) for name, label in labels.items()}
-            keep = self.eligible(wanted)
-            if not keep.any():
-                raise FairAdapterError(f"face bank: no face of classes {wanted}; add such faces to it")
-            similarity[row].masked_fill_(~keep, -torch.inf)
-        return similarity.argmax(dim=1)
+            raise FairAdapterError(f"face bank: no face of classes {wanted}; add such faces to it")
+        return similarity.masked_fill(~keep, -torch.inf).argmax(dim=1)
 
 
 @dataclass(frozen=True)

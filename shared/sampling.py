@@ -7,7 +7,7 @@ Stable Diffusion.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -73,11 +73,6 @@ class Trajectory:
         """z_0, (N, ...)."""
         return self.latents[-1]
 
-    @property
-    def timesteps(self) -> Tensor:
-        """(T,), what the network was told at latents[0], ..., latents[T - 1]."""
-        return self.sampler.timesteps
-
 
 def rollout(
     model: Denoiser,
@@ -94,18 +89,24 @@ def rollout(
     callback: called with (k, z_k) after each of the T network evaluations, k = 1 .. T.
     """
     steps, images = sampler.steps, len(noise)
+    here = with_timesteps_on(sampler, noise.device)
     with torch.no_grad():
         latents = noise.new_empty((steps + 1, *noise.shape))
         outputs = noise.new_empty((steps, *noise.shape))
         latents[0] = noise * sampler.initial_scale
         for k in range(steps):
             for chunk in torch.arange(images, device=noise.device).split(batch or max(images, 1)):
-                inputs, timesteps = network_inputs(sampler, k, latents[k][chunk])
+                inputs, timesteps = network_inputs(here, k, latents[k][chunk])
                 outputs[k, chunk] = guided_output(model, inputs, timesteps, guidance, chunk, images)
             latents[k + 1] = next_latents(sampler, k + 1, latents[0], outputs[: k + 1])
             if callback is not None:
                 callback(k + 1, latents[k + 1])
     return Trajectory(latents, sampler)
+
+
+def with_timesteps_on(sampler: LinearSampler, device: torch.device) -> LinearSampler:
+    """The same sampler, so that no step of a loop has to wait for its timestep to be copied."""
+    return replace(sampler, timesteps=sampler.timesteps.to(device))
 
 
 def network_inputs(sampler: LinearSampler, k: int, latents: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from fair_adapter.shared.seeds import starting_noise
 from fair_adapter.shared.soft_prompt import prompt_ids
 from fair_adapter.tests.tiny_diffusion import pipeline, tiny_model
 from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
-from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig, describe_base
+from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig
 
 SPACE = TargetSpace(TargetDistribution.parse("gender=50/50;race=equal"), "cells")
 FIXED = TargetSpace(TargetDistribution.parse("gender=50/50"))
@@ -43,7 +43,7 @@ def trained(
 
 
 def exported(adaptation: Adaptation) -> FairnessAdapter:
-    base = describe_base(adaptation.base, "tiny")
+    base = adaptation.base.describe("tiny")
     return adaptation.to_adapter(AdapterInfo("tiny-fair", base, adaptation.space))
 
 
@@ -225,7 +225,7 @@ def test_half_precision_models_train_float32_parts() -> None:
         assert out.dtype == torch.bfloat16
         out.float().square().mean().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in adaptation.parameters())
-    stored = adaptation.to_adapter(AdapterInfo("x", describe_base(model, "x"), SPACE), torch.float16).tensors
+    stored = adaptation.to_adapter(AdapterInfo("x", model.describe("x"), SPACE), torch.float16).tensors
     assert {v.dtype for k, v in stored.items() if not k.endswith(".alpha")} == {torch.float16}
 
 
@@ -277,7 +277,7 @@ def test_wrong_uses_are_refused() -> None:
     with pytest.raises(FairAdapterError, match="not on the model"):
         adaptation.encode(PROMPTS)
     with pytest.raises(FairAdapterError, match="target space of training"):
-        adaptation.to_adapter(AdapterInfo("x", describe_base(model, "x"), FIXED))
+        adaptation.to_adapter(AdapterInfo("x", model.describe("x"), FIXED))
     with pytest.raises(FairAdapterError, match=r"clip_l of width 32.*clip_l of width 64"):
         Adaptation.from_adapter(tiny_model(width=64), exported(adaptation))
     other = Adaptation.from_weights(tiny_model(width=64), exported(adaptation).at())

@@ -7,10 +7,13 @@ from functools import partial
 import pytest
 import torch
 
+from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.tests.tiny_families import tiny
 from fair_adapter.trainer import benchmark
+from fair_adapter.trainer.benchmark_methods import bias
 from fair_adapter.trainer.benchmark_methods.memory import LiveBytes, cost, peak_tflops, seconds
 from fair_adapter.trainer.benchmark_methods.methods import EXACT, Workbench
+from fair_adapter.trainer.benchmark_methods.models import build
 from fair_adapter.trainer.benchmark_methods.results import Line, Measurement, plot, worst
 
 CPU = torch.device("cpu")
@@ -58,8 +61,15 @@ def test_live_bytes_see_what_a_graph_holds():
 
 def test_operations_and_time():
     a = torch.ones(64, 32)
-    assert cost(lambda: a @ a.T, CPU, [a]).tflop == pytest.approx(2 * 64 * 64 * 32 / 1e12)
+    found = cost(lambda: a @ a.T, CPU, [a, a.view(-1)])
+    assert found.tflop == pytest.approx(2 * 64 * 64 * 32 / 1e12)
+    assert (found.bytes, found.allocated) == (4 * 64 * 64, 4 * 64 * (64 + 32))
     assert seconds(lambda: None, CPU) >= 0 and peak_tflops(CPU, torch.float32) > 0
+
+
+def test_schedulers_stay_on_the_cpu_wherever_the_weights_are():
+    model = build("medium", torch.device("meta"), torch.float32)
+    assert model.device.type == "meta" and model.sampler(4).steps == 4
 
 
 # ---- methods
@@ -75,7 +85,7 @@ def bench():
 def test_methods_agree_where_they_should_and_nowhere_else(bench):
     found = {name: bench.work(name)() for name in bench.all_methods}
     assert all(torch.isfinite(g).all() and g.norm() > 0 for g in found.values())
-    lines = {n: Line(m, (1.0,), 1, 1.0, found[n]) for n, m in bench.all_methods.items()}
+    lines = {n: Line(m, (1.0,), 1, 2, 1.0, found[n]) for n, m in bench.all_methods.items()}
     measurement = Measurement("tiny", 2, 2, 4, 1.0, lines)
     for name in EXACT:
         assert measurement.gradient_error(name) < 1e-4, name
@@ -85,6 +95,11 @@ def test_methods_agree_where_they_should_and_nowhere_else(bench):
         assert measurement.cosine(name) < 0.999, name
     both, one = found["one_graph"], found["one_graph_conditional"]
     assert float((both - one).norm() / both.norm()) > 1e-3
+
+
+def test_every_loss_runs(bench):
+    losses = bench.training.iterate(0).losses
+    assert all(losses[name] > 0 for name in ("alignment", "semantics", "face")), losses
 
 
 def test_references_are_cached_only_where_a_method_says_so(bench, monkeypatch):
@@ -124,7 +139,7 @@ def measurement(bench) -> Measurement:
     for name, method in bench.all_methods.items():
         time = base.get(name, 4.0)
         size = 400 if "one_graph" in name else 100
-        lines[name] = Line(method, (time, 2 * time, time), size, 1.0, gradient)
+        lines[name] = Line(method, (time, 2 * time, time), size, size + 50, 1.0, gradient)
     lines["subset"] = replace(lines["subset"], gradient=torch.tensor([1.0, 1.0]))
     sweep = {"x": [10.0, 20.0, 50.0], "both_branches": [2.0, 2.0, 2.1], "one_graph": [5.0, 9.0, 21.0]}
     return Measurement("portrait", 4, 4, 20, 2.0, lines, {"memory over steps": sweep})
@@ -162,6 +177,7 @@ def test_program_writes_what_it_promises(monkeypatch, tmp_path, capsys):
         "seconds_per_iteration",
         "images_per_second",
         "peak_bytes",
+        "allocated_bytes",
         "tflop_per_second",
         "share_of_peak",
     } <= set(one)
@@ -169,3 +185,36 @@ def test_program_writes_what_it_promises(monkeypatch, tmp_path, capsys):
     assert "ours, both branches" in capsys.readouterr().out
     assert benchmark.main([*arguments, "--rounds", "0"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main(["--device", "cuda:1"])
+
+
+def test_half_precision_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark, "build", lambda name, device, dtype: tiny("sd1", dtype))
+    out = tmp_path / "benchmark.json"
+    arguments = ["--models", "medium", "--images", "1", "--steps", "1", "--rounds", "1", "--rank", "2"]
+    arguments += ["--device", "cpu", "--no-sweeps", "--dtype", "bfloat16", "--output", str(out)]
+    assert benchmark.main(arguments) == 0
+    ratios = json.loads(out.read_text())["ratios"]
+    assert all(ratios[name]["gradient_error"] < 1e-4 for name in EXACT)  # of float32
+
+
+def test_no_micro_batch_is_halved_unseen(bench):
+    def scarce(size):
+        if size > 1:
+            raise RuntimeError("CUDA error: out of memory")
+
+    with pytest.raises(FairAdapterError, match="give a smaller --micro-batch"):
+        bench.training.batches.fit("network", scarce, 2)
+    bench.training.batches.sizes["network"] = 2
+
+
+def test_time_to_bias_is_a_ratio_only_of_runs_that_arrived(monkeypatch):
+    runs = iter([(10.0, True), (40.0, True), (10.0, True), (40.0, False), (0.0, True), (0.0, True)])
+
+    def train(*arguments):
+        seconds, reached = next(runs)
+        return {"seconds": seconds, "reached": reached}
+
+    monkeypatch.setattr(bias, "_train", train)
+    assert [bias.time_to_bias("cpu", print)["share"] for _ in range(3)] == [0.25, None, None]

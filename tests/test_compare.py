@@ -23,7 +23,8 @@ from fair_adapter.trainer.evaluation import readings as module
 from fair_adapter.trainer.evaluation.generation import load_model
 from fair_adapter.trainer.evaluation.measures import summarise
 from fair_adapter.trainer.evaluation.readings import Readings
-from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig, describe_base
+from fair_adapter.trainer.evaluation.report import kept_values
+from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig
 from fair_adapter.trainer.training.encoders import ForeignEncoder, TextAlignment, load_text_alignment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +44,7 @@ def adapter(pipeline, tmp_path_factory) -> Path:
     with torch.no_grad():
         for p in adaptation.parameters():
             p.normal_(generator=torch.Generator().manual_seed(1))
-    info = AdapterInfo("tokens", describe_base(model, "tiny"), space)
+    info = AdapterInfo("tokens", model.describe("tiny"), space)
     return adaptation.to_adapter(info).write(tmp_path_factory.mktemp("adapter") / "tokens.safetensors")
 
 
@@ -82,11 +83,11 @@ def test_two_processes_share_the_prompts_and_merge_what_they_read(pipeline, tmp_
 def test_a_stopped_evaluation_goes_on_where_it_was(pipeline, tmp_path, monkeypatch, capsys):
     read, prompts = module.Reader.read, []
 
-    def stopped(self, model, prompt, plan):
+    def stopped(self, model, prompt, plan, say):
         if len(prompts) == 2:
             raise KeyboardInterrupt
         prompts.append(prompt)
-        return read(self, model, prompt, plan)
+        return read(self, model, prompt, plan, say)
 
     monkeypatch.setattr(module.Reader, "read", stopped)
     assert evaluate.main(common(pipeline, tmp_path)) == 130
@@ -120,12 +121,22 @@ def test_several_encoders_and_the_text_are_figures_of_their_own():
     before = of_prompt(np.array([[1.0, 0, 1, 0, 0], [0, 1, 0, 1, 0]]), [2, 3], [0.2, 0.4])
     after = of_prompt(np.array([[1.0, 0, 0, 1, 0], [0, 1, 0, 0, 1]]), [2, 3], [0.1, 0.3])
     prompts = [Prompt("a nurse", "nurse", "test", None)]
-    figures = summarise([after], prompts, (GENDER, RACE, AGE), None, [before])
-    assert figures["image_similarity"] == 1.0 and figures["image_similarities"] == [1.0, 0.0]
+    attributes, names = (GENDER, RACE, AGE), ["clip", "dino"]
+    figures = summarise([after], prompts, attributes, None, [before], encoders=names)
+    assert figures["image_similarity"] == 1.0 and figures["image_similarities"] == {"clip": 1.0, "dino": 0.0}
     assert figures["clip_t"] == pytest.approx(0.2)
-    assert summarise([before], prompts, (GENDER, RACE, AGE))["image_similarities"] == [1.0, 1.0]
+    base = summarise([before], prompts, attributes, encoders=names)
+    assert base["image_similarities"] == {"clip": 1.0, "dino": 1.0}
     single = of_prompt(np.eye(2, 4), [], [])
-    assert {"image_similarities", "clip_t"} & set(summarise([single], prompts, (GENDER, RACE, AGE))) == set()
+    alone = summarise([single], prompts, attributes, encoders=["clip"])
+    assert {"image_similarities", "clip_t"} & set(alone) == set()
+    rows = {name: cells for name, _, cells in kept_values([base, figures, alone])}
+    similarities = {name: cells for name, cells in rows.items() if name.startswith("similarity")}
+    first, second = (f"similarity to the original's pictures, {name}" for name in names)
+    assert similarities == {first: [1.0, 1.0, None], second: [1.0, 0.0, None]}
+    assert rows["CLIP similarity to the prompt"][:2] == pytest.approx([0.3, 0.2])
+    [plain] = [cells for name, _, cells in kept_values([alone]) if name.startswith("similarity")]
+    assert plain == [1.0]
 
 
 def test_readings_of_before_these_measures_still_load(tmp_path):

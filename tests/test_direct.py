@@ -8,7 +8,7 @@ import torch
 
 from fair_adapter.shared.direct import accumulate_gradients, draw_steps, one_graph_gradient, step_weights
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.shared.sampling import guided_output, rollout
+from fair_adapter.shared.sampling import Guidance, guided_output, rollout
 from fair_adapter.shared.schedulers import linear_sampler
 from fair_adapter.tests.samplers import KINDS, double_schedulers, make  # noqa: F401 (a fixture)
 from fair_adapter.tests.tiny import TinyWorld
@@ -171,6 +171,27 @@ def test_any_order_and_micro_batch():
     g = world.cotangent(trajectory.final)
     accumulate_gradients(world.network, trajectory, g, world.guidance(), steps=shuffled)
     assert relative(world.gradients(), whole) < 1e-12
+
+
+def test_micro_batches_lose_nothing_in_half_precision():
+    """Hundreds of gradients of a conditioning in bfloat16 are not added up in bfloat16."""
+    world, sampler = TinyWorld(train_network=False), linear_sampler(make("dpm++ 2"), 100)
+    network, text = world.network.bfloat16(), world.text.float()
+
+    def half(inputs, timesteps, conditioning):
+        tokens = conditioning["prompt"].bfloat16()
+        return network(inputs.bfloat16(), timesteps, {"prompt": tokens}).to(inputs.dtype)
+
+    def guidance():
+        return Guidance({"prompt": text().bfloat16()})
+
+    trajectory = rollout(half, sampler, world.noise.float(), guidance())
+    g = world.cotangent(trajectory.final)
+    found = []
+    for batch in (1, 300):
+        accumulate_gradients(half, trajectory, g, guidance(), batch=batch)
+        found.append(world.gradients())
+    assert relative(found[0], found[1]) < 5e-3
 
 
 def test_step_subset_is_unbiased():

@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from fair_adapter.trainer.evaluation.measures import identity_diversity, shares_
 from fair_adapter.trainer.evaluation.measuring import Bench, Instruments
 from fair_adapter.trainer.evaluation.readings import SALT, Plan, Readings
 from fair_adapter.trainer.evaluation.report import Measured, Report
+from fair_adapter.trainer.portrait.card import FILE as CARD
 from fair_adapter.trainer.progress import deviation
 
 ATTRIBUTES = (GENDER, RACE, AGE)
@@ -207,6 +211,39 @@ def test_noise_is_shared_between_batches_and_kept_on_disk(pipeline, tmp_path):
     assert not np.allclose(
         bench.original(names, other, target).readings[0].features, first.readings[0].features
     )
+
+
+def test_memory_that_runs_out_asks_for_smaller_batches_alone(pipeline, tmp_path, monkeypatch):
+    names, target, said = prompts(3, None), TargetDistribution.parse("gender=50/50"), []
+    bench = Bench(pipeline, Instruments(detector="fixed", independent=None, cache=tmp_path), quiet=True)
+    expected = bench.reader.read(bench.model, names[0], PLAN)
+    whole = bench.model.decode
+
+    def scarce(latents):
+        if len(latents) > 1:
+            raise RuntimeError("CUDA error: out of memory")
+        return whole(latents)
+
+    monkeypatch.setattr(bench.model, "decode", scarce)
+    found = list(bench.reader.read_all(bench.model, "x", names, PLAN, said.append))
+    assert said == ["out of memory: batch is 1 from now on, the result is the same"]
+    assert (
+        np.allclose(found[0].features, expected.features, atol=1e-4) and len(found[1].labels) == PLAN.images
+    )
+    drawn = bench.reader.drawn
+    list(bench.reader.read_all(bench.model, "x", names, replace(PLAN, batch=1)))  # the same pictures
+    assert bench.reader.drawn == drawn and bench.original(names, PLAN, target).figures["pictures"] == 10
+
+
+def test_only_a_portrait_model_is_asked_for_cues(pipeline, tmp_path):
+    other = Path(shutil.copytree(pipeline, tmp_path / "other"))
+    (other / CARD).unlink()
+    for folder, known in ((pipeline, True), (other, False)):
+        bench = Bench(folder, Instruments(detector="fixed", independent=None), quiet=True)
+        figures = bench.original(
+            prompts(3), Plan(1, 1, 2.0), TargetDistribution.parse("gender=50/50")
+        ).figures
+        assert (figures["text_alignment"] is not None) == known
 
 
 def test_noise_does_not_depend_on_the_process():

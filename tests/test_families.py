@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import PNDMScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,8 +27,8 @@ from fair_adapter.trainer.families.base import DiffusionModel
 from fair_adapter.trainer.families.registry import families, family_of_file, load, with_scheduler
 from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
 from fair_adapter.trainer.portrait.single_file import write_single_file
-from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig, describe_base
-from fair_adapter.trainer.training.setup import weights_dtype
+from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig
+from fair_adapter.trainer.training.setup import compile_network, watch_hooks, weights_dtype
 
 SPACE = TargetSpace(TargetDistribution.parse("gender=50/50"), "cells", {"gender": {"female": (0.1, 0.9)}})
 EVERYTHING = AdaptationConfig(soft_tokens=3, text_lora=True, unet_lora=True, rank=2, alpha=1.0)
@@ -45,7 +46,7 @@ def trained(model: DiffusionModel, config: AdaptationConfig = EVERYTHING) -> Ada
 
 
 def exported(adaptation: Adaptation) -> FairnessAdapter:
-    info = AdapterInfo("tiny-fair", describe_base(adaptation.base, "tiny"), adaptation.space)
+    info = AdapterInfo("tiny-fair", adaptation.base.describe("tiny"), adaptation.space)
     return adaptation.to_adapter(info)
 
 
@@ -291,6 +292,11 @@ def test_schedulers_can_be_replaced_and_unknown_or_random_ones_are_refused() -> 
     assert model.sampler(4).name == "DDIMScheduler" and model.facts() != before
     with pytest.raises(FairAdapterError, match="did you mean 'DDIMScheduler'"):
         with_scheduler(model, "DDIMSchedular")
+    model.scheduler = PNDMScheduler(beta_schedule="scaled_linear", steps_offset=1)  # "leading" is its default
+    with_scheduler(model, "DPMSolverMultistepScheduler")
+    assert model.scheduler.config["timestep_spacing"] == "linspace"
+    assert model.scheduler.config["steps_offset"] == 1
+    assert model.sampler(20).timesteps[:2].tolist() == [999, 949]
     with_scheduler(model, "EulerAncestralDiscreteScheduler")
     with pytest.raises(FairAdapterError, match="draws random noise"):
         model.sampler(4)
@@ -336,11 +342,18 @@ def test_checkpointing_changes_no_gradient() -> None:
 
 def test_a_compiled_network_follows_loras_that_come_and_go() -> None:
     """Hooks are what a LoRA is made of; compiled code skips those it did not see unless told otherwise."""
-    from fair_adapter.trainer.training.setup import watch_hooks
-
     watch_hooks()
-    linear = nn.Linear(3, 3)
-    network = nn.Sequential(linear)
+
+    class Network(nn.Module):  # dynamo does not trace a bare nn.Sequential
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.inner(inputs).tanh()
+
+    network = Network()
+    linear = network.inner
     network.compile(backend="eager")
     inputs = torch.randn(2, 3)
     plain = network(inputs)
@@ -348,6 +361,25 @@ def test_a_compiled_network_follows_loras_that_come_and_go() -> None:
     with torch.no_grad():
         lora.layers["x"].up.fill_(1.0)
     lora.attach({"x": linear})
-    assert torch.allclose(network(inputs), plain + lora.layers["x"](inputs), atol=1e-5)
+    expected = torch.tanh(torch.atanh(plain) + lora.layers["x"](inputs))
+    assert torch.allclose(network(inputs), expected, atol=1e-4)
     lora.detach()
     assert torch.equal(network(inputs), plain)
+
+
+def test_where_compiled_code_has_no_gradient_training_goes_on_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny("sd1")
+    network, plain = model.network, output(trained(model), TARGET)
+
+    def compiled(*arguments: Any, **options: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError("no gradient here")
+        return network._call_impl(*arguments, **options)
+
+    monkeypatch.setattr(network, "compile", lambda: setattr(network, "_compiled_call_impl", compiled))
+    adaptation = trained(model)
+    with adaptation, pytest.warns(UserWarning, match="going on without: no gradient here"):
+        compile_network(adaptation)
+    assert network._compiled_call_impl is None and torch.equal(output(adaptation, TARGET), plain)

@@ -15,10 +15,13 @@ from fair_adapter.shared.adapter import FairnessAdapter
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.tests.tiny_families import pipeline
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
-from fair_adapter.trainer import train
+from fair_adapter.trainer import compare, demo, evaluate, train
 from fair_adapter.trainer.configuration.config import SamplingConfig, load_config
+from fair_adapter.trainer.evaluation import measuring
+from fair_adapter.trainer.training import setup
 from fair_adapter.trainer.training.memory import MicroBatches, out_of_memory
 from fair_adapter.trainer.training.processes import Processes
+from fair_adapter.trainer.training.samples import Samples
 from fair_adapter.trainer.training.setup import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,7 +105,7 @@ def test_out_of_memory_halves_the_batches_and_leaves_the_gradient(model, tmp_pat
     found = gradients(training, monkeypatch)
     training.adaptation.detach()
     assert training.batches.sizes == {"network": 2, "gradient": 4, "decode": 1}
-    assert len(said) == 4 and all("the gradient is the same" in line for line in said)  # decode twice
+    assert len(said) == 4 and all("the result is the same" in line for line in said)  # decode twice
     assert float((found - expected).norm() / expected.norm()) < 1e-3
 
 
@@ -117,7 +120,46 @@ def test_one_at_a_time_is_the_end_of_it():
     with pytest.raises(ValueError):
         batches.fit("network", lambda size: int("x"), 8)
     assert out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"))
+    for text in (
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling cublasCreate",
+    ):
+        assert out_of_memory(RuntimeError(text))
     assert not out_of_memory(RuntimeError("shape mismatch"))
+
+
+def test_samples_and_references_are_read_in_smaller_pieces(model, tmp_path, monkeypatch):
+    training = prepare(load_config(write(tmp_path, model)), Processes("cpu", 4))
+    entry = training.entry(training.schedule[0])
+    whole = training.references.forgetful().references(entry, 0, 4)
+    observer = training.observer
+    monkeypatch.setattr(observer, "look", shortage(observer.look, 2, graph=False))
+    sheet, measured = Samples(training).draw(tmp_path, 1)
+    assert training.batches.sizes["decode"] <= 2 and sheet.height > 0 and set(measured) == {"gender"}
+    parts = training.references.forgetful().references(entry, 0, 4)
+    training.adaptation.detach()
+    for name, value in whole.tensors().items():
+        assert torch.allclose(parts.tensors()[name], value, atol=1e-4), name
+
+
+def test_programs_say_in_one_line_that_memory_ran_out(model, tmp_path, monkeypatch, capsys):
+    def never(*arguments, **options):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(setup, "load_base", never)
+    monkeypatch.setattr(measuring, "load_base", never)
+    folder = ["--model", str(model), "--guidance", "2", "--out", str(tmp_path)]
+    settings = [f"model.path={model}", "model.guidance_scale=2", f"run.output={tmp_path / 'demo'}"]
+    calls = [
+        lambda: train.main([str(write(tmp_path, model))]),
+        lambda: demo.main(settings),
+        lambda: evaluate.main(folder),
+        lambda: compare.main([*folder, str(model)]),
+    ]
+    for call in calls:
+        assert call() == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: out of memory; ") and error.count("\n") == 1
 
 
 # ---- processes

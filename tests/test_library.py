@@ -85,6 +85,16 @@ def test_files_are_read_again_only_when_they_change(library: AdapterLibrary) -> 
     assert library.summary("last").title == "newer"
 
 
+def test_a_long_list_keeps_few_adapters(library: AdapterLibrary) -> None:
+    names = library.names()
+    assert len(names) >= 3
+    for name in names:
+        library.summary(name)
+    held = [library.load(name) for name in names[:3]]
+    assert library.load(names[2]) is held[2] and library.load(names[1]) is held[1]
+    assert library.load(names[0]) is not held[0]
+
+
 def test_summary_is_what_the_file_says(library: AdapterLibrary) -> None:
     summary = library.summary("sub/both.safetensors")
     assert (summary.title, summary.base, summary.architecture) == ("tiny-fair", "portrait", "sd1")

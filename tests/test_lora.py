@@ -72,6 +72,19 @@ def test_fresh_layers_add_nothing_and_start_as_released() -> None:
     assert LoraLayer.for_linear(linear, 4).gate is None
 
 
+def test_bfloat16_inputs_are_answered_in_kind_and_train_float32_parameters() -> None:
+    layer, inputs = random_layer().float(), torch.randn(6, 7, 5, generator=torch.Generator().manual_seed(0))
+    coordinates, found = torch.tensor([[0.3, -0.2]]), []
+    for dtype in (torch.float32, torch.bfloat16):
+        added = layer(inputs.to(dtype), coordinates)
+        assert added.dtype == dtype
+        added.float().square().mean().backward()
+        found.append([added.detach().float(), *(p.grad for p in layer.parameters())])
+        layer.zero_grad(set_to_none=True)
+    for fine, coarse in zip(*found, strict=True):
+        assert coarse.dtype == torch.float32 and (coarse - fine).norm() < 0.02 * fine.norm()
+
+
 @pytest.mark.parametrize("shape", [(2, 5), (2, 7, 5)])
 def test_layer_is_the_formula(shape: tuple[int, ...]) -> None:
     """W + (alpha / rank) B diag(1 + t G) A, for each row at its own target."""

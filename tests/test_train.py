@@ -231,6 +231,15 @@ def test_micro_batches_do_not_change_the_gradient(config, monkeypatch, batches):
     assert float((flat[0][0] - flat[1][0]).norm() / flat[0][0].norm()) < 1e-3
 
 
+def test_a_run_in_bfloat16(config, tmp_path):
+    adapter = "adapter={soft_tokens: 2, text_lora: true, unet_lora: true, rank: 2}"
+    path, finished = train.train(config("model.dtype=bfloat16", adapter))
+    lines = log(tmp_path / "run")
+    assert finished and len(lines) == 4 and not any(line["skipped"] for line in lines)
+    assert all(line["gradient_norm"] > 0 and line["allocated_bytes"] == 0 for line in lines)
+    assert {t.dtype for t in FairnessAdapter.read(path).tensors.values()} == {torch.float32}
+
+
 def test_losses_can_be_switched_off(config, monkeypatch):
     training = prepare(config("loss.semantics=0", "loss.face=0"), Processes("cpu", 4))
     _, losses = gradients(training, 0, monkeypatch)
@@ -427,9 +436,7 @@ def test_references_are_exact_and_kept(training, tmp_path):
         drawn.append((entry, first, last))
         with training.adaptation.disabled() as model:
             count = last - first
-            return generation.generate(
-                model, [entry.prompt] * count, entry.seeds[first:last], 2.0, entry.steps
-            )
+            return model.generate([entry.prompt] * count, entry.seeds[first:last], 2.0, entry.steps)
 
     entry = Entry.draw("a photo of a nurse", 0, 4, (2, 2))
     banks = [ReferenceBank(draw, training.observer, folder=tmp_path) for _ in range(2)]
@@ -456,10 +463,8 @@ def test_reference_images_are_the_base_models(training, folder):
     entry = training.entry(training.schedule[0])
     found = training.references.draw(entry, 1, 3)
     fresh = generation.load_model(folder / "pipeline", "cpu", torch.float32)
-    expected = generation.generate(fresh, [entry.prompt] * 2, entry.seeds[1:3], 2.0, entry.steps)
-    adapted = generation.generate(
-        training.adaptation.adapted(), [entry.prompt] * 2, entry.seeds[1:3], 2.0, entry.steps
-    )
+    asked = ([entry.prompt] * 2, entry.seeds[1:3], 2.0, entry.steps)
+    expected, adapted = fresh.generate(*asked), training.adaptation.adapted().generate(*asked)
     assert torch.equal(found, expected) and not torch.allclose(adapted, expected, atol=1e-3)
 
 

@@ -39,10 +39,11 @@ from fair_adapter.shared.precision import full_precision
 from fair_adapter.shared.tensor_file import write_bytes
 from fair_adapter.trainer.benchmark_methods.bias import time_to_bias
 from fair_adapter.trainer.benchmark_methods.memory import cost, device_name, peak_tflops, seconds
-from fair_adapter.trainer.benchmark_methods.methods import Workbench
+from fair_adapter.trainer.benchmark_methods.methods import REMEDY, Workbench
 from fair_adapter.trainer.benchmark_methods.models import build
 from fair_adapter.trainer.benchmark_methods.results import COLUMNS, Line, Measurement, plot, worst
 from fair_adapter.trainer.tables import print_table
+from fair_adapter.trainer.training.memory import memory_told
 from fair_adapter.trainer.training.setup import DTYPES, compile_network, guidance_scale
 
 # model -> images of an iteration, images at a time
@@ -59,6 +60,8 @@ def measure(name: str, options: argparse.Namespace) -> Measurement:
     dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     bench = _bench(name, images, at_once, options.steps, options, dtype)
     gradients = _gradients(name, options) if dtype != "float32" else None
+    gc.collect()  # that model is none of what is measured
+    torch.cuda.empty_cache()
     known = list(bench.weights())
     works = {method: bench.work(method) for method in bench.all_methods}
     works["cached"]()  # the references of this prompt and noise, and everything that is read in once
@@ -78,6 +81,7 @@ def measure(name: str, options: argparse.Namespace) -> Measurement:
             bench.all_methods[method],
             tuple(rounds[method]),
             costs[method].bytes,
+            costs[method].allocated,
             costs[method].tflop,
             found[method],
         )
@@ -97,12 +101,13 @@ def _bench(
     model = build(name, torch.device(options.device), DTYPES[dtype])
     if options.size:
         model.resize(options.size)
-    if options.compile:
-        compile_network(model)
     scale = guidance_scale(None, "portrait") if name == "portrait" else 7.5
-    return Workbench.build(
+    bench = Workbench.build(
         model, images, min(at_once, images), steps, options.device, dtype, scale, options.rank
     )
+    if options.compile:
+        compile_network(bench.training.adaptation)
+    return bench
 
 
 def _gradients(name: str, options: argparse.Namespace) -> dict[str, torch.Tensor]:
@@ -191,7 +196,7 @@ def parser() -> argparse.ArgumentParser:
     add("--size", type=int, default=0, help="px of the pictures (default: the model's)")
     add("--dtype", choices=tuple(DTYPES), help="of the weights (float32 on a CPU, bfloat16 on a GPU)")
     add("--compile", action="store_true", help="torch.compile the network")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--no-sweeps", dest="sweeps", action="store_false", help="nothing over N and the number of steps")
     add(
         "--time-to-bias", action="store_true", help="train the portrait model to a gender bias of .25 as well"
@@ -209,7 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             or min(options.images, options.micro_batch) < 0
         ):
             raise FairAdapterError("--steps, --rounds and --rank: expected 1 or more")
-        run(options)
+        with memory_told(REMEDY):
+            run(options)
     except FairAdapterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

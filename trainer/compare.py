@@ -33,9 +33,10 @@ from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer import evaluate
 from fair_adapter.trainer.evaluation.comparison import Column, Comparison
 from fair_adapter.trainer.evaluation.measuring import Bench
-from fair_adapter.trainer.evaluation.readings import Plan
+from fair_adapter.trainer.evaluation.readings import REMEDY, Plan
 from fair_adapter.trainer.evaluation.report import Measured
 from fair_adapter.trainer.tables import print_table
+from fair_adapter.trainer.training.memory import memory_told
 from fair_adapter.trainer.training.setup import guidance_scale, model_folder
 
 
@@ -126,7 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         evaluate.check(options)
         options.processes = evaluate.launched(options.device)
-        comparison = compare(options)
+        with memory_told(REMEDY):
+            comparison = compare(options)
         if options.processes is not None:
             options.processes.close()
             if not options.processes.first:

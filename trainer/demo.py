@@ -42,6 +42,7 @@ def run(config: Config, command: str) -> int:
     from fair_adapter.trainer.evaluation.measuring import Bench, Instruments
     from fair_adapter.trainer.evaluation.readings import Plan
     from fair_adapter.trainer.evaluation.report import Report
+    from fair_adapter.trainer.training.processes import Processes
     from fair_adapter.trainer.training.setup import guidance_scale, model_folder
 
     began, asked = time.perf_counter(), config.evaluation
@@ -55,7 +56,7 @@ def run(config: Config, command: str) -> int:
     print(
         f"1 of 3: how skewed is the {folder.name} model on {len(prompts)} occupations it was not trained on?"
     )
-    bench = Bench(folder, instruments, config=config.model)
+    bench = Bench(folder, instruments, Processes(config.run.device).device, config=config.model)
     target = bench.observer.target(config.target.text)
     original = bench.original(prompts, plan, target)
 
@@ -104,7 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("settings", nargs="*", metavar="key=value", help=f"settings over {CONFIG.name}")
     settings = parser.parse_args(arguments).settings
     try:
-        return run(load_config(CONFIG, settings), shlex.join(["python", "install.py", "demo", *settings]))
+        from fair_adapter.trainer.training.memory import REMEDY, memory_told
+
+        with memory_told(REMEDY):
+            return run(load_config(CONFIG, settings), shlex.join(["python", "install.py", "demo", *settings]))
     except FairAdapterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

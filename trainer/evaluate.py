@@ -38,13 +38,14 @@ from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer.configuration.config import ModelConfig, PromptSource
 from fair_adapter.trainer.configuration.prompts import SETS, Prompt, evenly, read_prompts
 from fair_adapter.trainer.evaluation.measuring import INDEPENDENT, Bench, Instruments
-from fair_adapter.trainer.evaluation.readings import Plan
+from fair_adapter.trainer.evaluation.readings import REMEDY, Plan
 from fair_adapter.trainer.evaluation.report import Measured, Report
 from fair_adapter.trainer.tables import print_table
+from fair_adapter.trainer.training.memory import memory_told
 from fair_adapter.trainer.training.processes import Processes
 from fair_adapter.trainer.training.setup import DTYPES, guidance_scale, model_folder
 
-DEFAULT_TARGET = "equal shares"
+PATIENCE = datetime.timedelta(days=7)  # processes meet only when each has measured all its prompts
 
 
 def evaluate(options: argparse.Namespace) -> Report:
@@ -104,11 +105,12 @@ def open_bench(options: argparse.Namespace, model: str) -> Bench:
 
 def _model(options: argparse.Namespace, path: str) -> ModelConfig:
     """A base model, as training takes it."""
-    names = ("variant", "scheduler", "size", "encoding", "dtype")
+    names = ("variant", "scheduler", "size", "encoding")
     return ModelConfig(
         path=path,
         config=options.model_config,
         negative=options.negative,
+        dtype=options.dtype or ("float32" if options.device == "cpu" else "auto"),
         **{name: getattr(options, name) for name in names},
     )
 
@@ -172,7 +174,7 @@ def launched(device: str) -> Processes | None:
     """Those of `accelerate launch` or `torchrun`; None where this is the only one."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
-    return Processes("cpu" if device == "cpu" else "auto")
+    return Processes("cpu" if device == "cpu" else "auto", patience=PATIENCE)
 
 
 def parser(help: bool = True) -> argparse.ArgumentParser:
@@ -218,7 +220,7 @@ def parser(help: bool = True) -> argparse.ArgumentParser:
     add("--clip", help="measure similarity to the prompt too: open_clip or open_clip_big")
     add("--detector", choices=("mtcnn", "fixed"), default="mtcnn", help=argparse.SUPPRESS)
     add("--batch", type=int, default=32, help="pictures drawn at a time (32)")
-    add("--dtype", choices=(*DTYPES, "auto"), default="float32", help="of the base model's weights")
+    add("--dtype", choices=(*DTYPES, "auto"), help="of the model's weights (auto; float32 on a CPU)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--cache", type=Path, default=Path("runs/cache"), help="what was measured is kept there (runs/cache)")
     add("--out", type=Path, default=Path("runs/evaluate"), help="folder of the report (runs/evaluate)")
@@ -240,7 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check(options)
         options.processes = launched(options.device)
-        report = evaluate(options)
+        with memory_told(REMEDY):
+            report = evaluate(options)
         if options.processes is not None:
             options.processes.close()
             if not options.processes.first:

@@ -39,8 +39,9 @@ from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.metrics import target_error_floor
 from fair_adapter.shared.tensor_file import write_bytes
 from fair_adapter.trainer import evaluate
-from fair_adapter.trainer.evaluation.readings import Plan, Readings
+from fair_adapter.trainer.evaluation.readings import REMEDY, Plan, Readings
 from fair_adapter.trainer.tables import print_table
+from fair_adapter.trainer.training.memory import memory_told
 from fair_adapter.trainer.training.setup import guidance_scale
 
 TARGETS = (
@@ -180,7 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         evaluate.check(options)
         options.processes = evaluate.launched(options.device)
-        report = sweep(options)
+        with memory_told(REMEDY):
+            report = sweep(options)
         if options.processes is not None:
             options.processes.close()
             if not options.processes.first:

@@ -102,7 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not arguments or arguments[0].startswith("-"):
             print(__doc__)
             return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-        path, finished = train(load_config(arguments[0], arguments[1:]))
+        from fair_adapter.trainer.training.memory import REMEDY, memory_told
+
+        with memory_told(REMEDY):
+            path, finished = train(load_config(arguments[0], arguments[1:]))
     except FairAdapterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

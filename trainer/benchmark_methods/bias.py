@@ -14,7 +14,6 @@ from ...shared.metrics import bias
 from ...shared.seeds import noise_seed
 from ..configuration.config import Config, PromptSource, load_config
 from ..configuration.prompts import read_prompts
-from ..evaluation.generation import generate
 from ..training.loop import Training
 from ..training.processes import Processes
 from ..training.setup import prepare
@@ -29,7 +28,8 @@ CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 
 def time_to_bias(device: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """Seconds of training and iterations of both, and the share of the one graph's time that ours takes."""
+    """Seconds of training and iterations of both, and the share of the one graph's time that ours takes, None
+    where one of them did not reach the goal or began there."""
     overrides = [
         f"sampling.steps=[{STEPS},{STEPS}]",
         "sampling.gradient_steps=5",
@@ -41,7 +41,9 @@ def time_to_bias(device: str, say: Callable[[str], None]) -> dict[str, Any]:
     ours = _train(config, device, None, say, "ours, 5 of 20 steps, cached")
     everything = replace(config, references=replace(config.references, blocks=0))
     graph = _train(everything, device, Method("one graph", "one graph"), say, "one graph")
-    return {"goal": GOAL, "ours": ours, "one_graph": graph, "share": ours["seconds"] / graph["seconds"]}
+    known = ours["reached"] and graph["reached"] and graph["seconds"] > 0 and ours["seconds"] > 0
+    share = ours["seconds"] / graph["seconds"] if known else None
+    return {"goal": GOAL, "ours": ours, "one_graph": graph, "share": share}
 
 
 def _train(
@@ -74,7 +76,7 @@ def _bias(training: Training) -> float:
         model = training.adaptation.adapted()
         for prompt in prompts:
             seeds = [noise_seed(prompt.text, i, "time to bias") for i in range(PICTURES)]
-            images = generate(model, [prompt.text] * PICTURES, seeds, training.guidance_scale, STEPS)
+            images = model.generate([prompt.text] * PICTURES, seeds, training.guidance_scale, STEPS)
             labels = training.observer.look(images).labels()["gender"].cpu().numpy()
             counts = np.bincount(labels[labels >= 0], minlength=2)
             if counts.sum():

@@ -21,15 +21,16 @@ PEAKS = {"H200": (989.0, 67.0), "H100": (989.0, 67.0), "A100": (312.0, 19.5), "4
 class LiveBytes(TorchDispatchMode):
     """Bytes of all tensors that are alive at one time and were made within; `peak` is the most of them.
 
-    known: what is there before, such as weights. Counts storages, so that views cost nothing.
+    known: what is there before, such as weights; the attribute is its size in bytes. Counts storages, so that
+    views cost nothing.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.current = self.peak = 0
         self._seen: dict[int, Any] = {}
-        self._known = [tensor.untyped_storage() for tensor in known]
-        self._names = {storage._cdata for storage in self._known}
+        self._known = {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in known)}
+        self.known = sum(storage.nbytes() for storage in self._known.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -40,7 +41,7 @@ class LiveBytes(TorchDispatchMode):
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         name = storage._cdata
-        if name in self._names or name in self._seen:
+        if name in self._known or name in self._seen:
             return
         size = storage.nbytes()
         self._seen[name] = weakref.finalize(storage, self._free, name, size)
@@ -54,9 +55,11 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Cost:
-    """bytes: peak above the weights.  tflop: floating-point operations, 2 for a multiply-add, in 10^12."""
+    """bytes: peak above the weights.  allocated: peak with them: what has to fit.
+    tflop: floating-point operations, 2 for a multiply-add, in 10^12."""
 
     bytes: int
+    allocated: int
     tflop: float
 
 
@@ -69,12 +72,13 @@ def cost(work: Callable[[], object], device: torch.device, weights: Iterable[Ten
             torch.cuda.reset_peak_memory_stats(device)
             work()
             torch.cuda.synchronize(device)
-            peak = torch.cuda.max_memory_allocated(device) - before
+            allocated = torch.cuda.max_memory_allocated(device)
         else:
             with LiveBytes(weights) as live:
                 work()
-            peak = live.peak
-    return Cost(int(peak), counter.get_total_flops() / 1e12)
+            before = live.known
+            allocated = before + live.peak
+    return Cost(allocated - before, allocated, counter.get_total_flops() / 1e12)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

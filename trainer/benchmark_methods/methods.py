@@ -17,8 +17,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...shared.direct import Branches, one_graph_gradient
+from ...shared.errors import FairAdapterError
+from ...shared.preservation import FaceBank
 from ...shared.seeds import starting_noise
 from ...shared.transport import dynamic_targets
 from ..configuration.config import (
@@ -34,12 +37,12 @@ from ..configuration.config import (
     TargetConfig,
 )
 from ..families.base import DiffusionModel
-from ..training.bank import ReferenceBank
 from ..training.loop import Training
 from ..training.optimizer import StepResult
 from ..training.processes import Processes
 from ..training.setup import prepare
 
+REMEDY = "give a smaller --micro-batch, --images or --size"
 Kind = Literal["one graph", "naive", "truncated", "decoupled"]
 
 
@@ -128,7 +131,7 @@ class Workbench:
             adapter=AdapterConfig(text_lora=True, rank=rank),
             target=TargetConfig("gender=equal;race=equal"),
             faces=FacesConfig(detector="fixed", bank=None),
-            loss=LossConfig(),
+            loss=LossConfig(confidence=0.0, certain=0.0),  # random weights are certain of nothing
             sampling=SamplingConfig(
                 steps=(steps, steps),
                 network_batch=micro_batch,
@@ -140,7 +143,9 @@ class Workbench:
             optimizer=OptimizerConfig(images=images),
             run=RunConfig(device=device),  # type: ignore[arg-type]
         )
-        training = prepare(config, Processes(device, images), model=model)
+        training = prepare(config, Processes(device, images), _refuse, model)
+        faces = torch.randn(8, 128, generator=torch.Generator().manual_seed(0))
+        training.faces = FaceBank(functional.normalize(faces).to(training.model.device))
         with torch.no_grad():  # away from up = 0, where half of the gradient is zero
             for p in training.optimizer.parameters:
                 noise = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
@@ -173,7 +178,7 @@ class Workbench:
         mine = replace(
             training,
             config=replace(training.config, sampling=sampling),
-            references=bank if method.cached else ReferenceBank(bank.draw, bank.observer, keep=False),
+            references=bank if method.cached else bank.forgetful(),
         )
 
         def run() -> Tensor:
@@ -185,6 +190,11 @@ class Workbench:
             return mine.optimizer.gradient  # type: ignore[attr-defined]
 
         return run
+
+
+def _refuse(text: str) -> None:
+    """Of a micro-batch that was halved: the methods are measured at the same one."""
+    raise FairAdapterError(f"{text}, but its cost is another; {REMEDY}")
 
 
 def one_graph_iteration(training: Training, method: Method, micro_batch: int, iteration: int = 0) -> None:

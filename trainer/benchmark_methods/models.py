@@ -31,9 +31,10 @@ def build(name: str, device: torch.device, dtype: torch.dtype) -> DiffusionModel
     """A model by name: portrait, medium, sd15 or sdxl."""
     if name == "portrait":
         return load_model(PORTRAIT, device, dtype)
+    scheduler = build_scheduler()  # on the CPU, where its tables are read
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(SEED)
-        model = {"medium": _medium, "sd15": _sd15, "sdxl": _sdxl}[name]()
+        model = {"medium": _medium, "sd15": _sd15, "sdxl": _sdxl}[name](scheduler)
     for part in model.parts().values():
         torch.nn.Module.to(part, dtype)  # diffusers' own would warn about precision
     return model.to(device)
@@ -87,19 +88,19 @@ def _vae(side: int, **settings: Any) -> AutoencoderKL:
     )
 
 
-def _medium() -> StableDiffusion:
+def _medium(scheduler: Any) -> StableDiffusion:
     text = _clip(CLIPTextModel, 256, 6, 4, "quick_gelu")
     unet = _unet((96, 192, 384, 384), 16, 256, 8)
-    return StableDiffusion(_tokenizer(), text, unet, build_vae(), build_scheduler())
+    return StableDiffusion(_tokenizer(), text, unet, build_vae(), scheduler)
 
 
-def _sd15() -> StableDiffusion:
+def _sd15(scheduler: Any) -> StableDiffusion:
     text = _clip(CLIPTextModel, 768, 12, 12, "quick_gelu")
     unet = _unet((320, 640, 1280, 1280), 64, 768, 8)
-    return StableDiffusion(_tokenizer(), text, unet, _vae(64), build_scheduler())
+    return StableDiffusion(_tokenizer(), text, unet, _vae(64), scheduler)
 
 
-def _sdxl() -> StableDiffusionXL:
+def _sdxl(scheduler: Any) -> StableDiffusionXL:
     unet = UNet2DConditionModel(
         sample_size=128,
         layers_per_block=2,
@@ -117,4 +118,4 @@ def _sdxl() -> StableDiffusionXL:
     small = _clip(CLIPTextModel, 768, 12, 12, "quick_gelu")
     large = _clip(CLIPTextModelWithProjection, 1280, 32, 20, "gelu")
     vae = _vae(128, scaling_factor=0.13025)
-    return StableDiffusionXL(_tokenizer(), _tokenizer(), small, large, unet, vae, build_scheduler())
+    return StableDiffusionXL(_tokenizer(), _tokenizer(), small, large, unet, vae, scheduler)

@@ -19,11 +19,12 @@ BASELINE, CACHED_BASELINE = "one_graph", "one_graph_cached"
 
 @dataclass(frozen=True)
 class Line:
-    """One method. seconds: of every round.  bytes: peak above the weights."""
+    """One method. seconds: of every round.  bytes: peak above the weights.  allocated: peak with them."""
 
     method: Method
     seconds: tuple[float, ...]
     bytes: int
+    allocated: int
     tflop: float
     gradient: Tensor
 
@@ -90,6 +91,7 @@ class Measurement:
                 "seconds": list(line.seconds),
                 "images_per_second": self.images / line.second,
                 "peak_bytes": line.bytes,
+                "allocated_bytes": line.allocated,
                 "tflop": line.tflop,
                 "tflop_per_second": line.tflop / line.second,
                 "share_of_peak": line.tflop / line.second / self.peak_tflops,
@@ -120,6 +122,7 @@ class Measurement:
                     f"{_ratio(base, line):.2f}x",
                     f"{line.bytes / 2**20:.0f}",
                     f"{base.bytes / line.bytes:.1f}x",
+                    f"{line.allocated / 2**30:.2f}",
                     f"{rate:.3g}",
                     f"{100 * rate / self.peak_tflops:.0f}%",
                     f"{self.cosine(name):.4f}",
@@ -129,7 +132,19 @@ class Measurement:
         return cells
 
 
-COLUMNS = ("method", "s/it", "images/s", "time", "MiB", "memory", "TFLOP/s", "of peak", "cosine", "error")
+COLUMNS = (
+    "method",
+    "s/it",
+    "images/s",
+    "time",
+    "MiB",
+    "memory",
+    "GiB in all",
+    "TFLOP/s",
+    "of peak",
+    "cosine",
+    "error",
+)
 
 
 def _ratio(base: Line, line: Line) -> float:

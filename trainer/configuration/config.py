@@ -201,6 +201,9 @@ class RunConfig:
     """Where and how."""
 
     name: str = option("fairness adapter", "name of the adapter")
+    description: str = option("", "what it does, for those who are given the file")
+    author: str = option("", "who made it")
+    licence: str = option("", "of the file, such as MIT")
     output: str = option("runs/train", "folder of the adapter, checkpoints, logs and samples")
     seed: int = option(0, "of everything drawn in training", least=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: CUDA where there is one")

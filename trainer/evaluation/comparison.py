@@ -14,7 +14,7 @@ from ...shared.bars import ordered
 from ...shared.tensor_file import write_bytes
 from ..configuration.prompts import Prompt
 from .published import NOTE, SOURCE, TABLES
-from .report import CELL, KEPT, NAMES, SHOWN, Measured, data_url, strip
+from .report import CELL, NAMES, SHOWN, Measured, data_url, kept_values, strip
 
 TEMPLATE = Path(__file__).parent / "templates" / "comparison.html"
 
@@ -90,8 +90,8 @@ class Comparison:
 
     def kept_rows(self) -> list[tuple[str, list[float | None]]]:
         """(measure, its value in every column)."""
-        rows = [(name, [c.measured.figures.get(key) for c in self.columns]) for key, name, _ in KEPT]
-        return [(name, cells) for name, cells in rows if any(cell is not None for cell in cells)]
+        rows = kept_values([c.measured.figures for c in self.columns])
+        return [(name, cells) for name, _, cells in rows if any(cell is not None for cell in cells)]
 
     def grids(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """(prompt, [(column, its pictures)]) of some prompts, the same noises above each other."""

@@ -7,7 +7,7 @@
     identity_diversity   mean distance of the unit face features of two pictures of a prompt; _alike: of two
                          that are read as the same classes
     image_similarity     mean cosine of image features with the original model's picture of the same noise, by
-                         the first image encoder; image_similarities by all, where there are several
+                         the first image encoder; image_similarities by each, where there are several
     clip_t               mean cosine of pictures with their prompt in CLIP's space, where it was measured
     independent          bias figures by the classifier that training does not use
 
@@ -42,11 +42,13 @@ def summarise(
     target: TargetDistribution | None = None,
     original: Sequence[Readings] | None = None,
     judges: Sequence[Attribute] = (),
+    encoders: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The figures of one model over some prompts, as JSON values.
 
     attributes: the observer's.  original: the base model's readings of the same prompts and noises; None
     where these are they.  judges: attributes of the independent classifier.
+    encoders: names of the image encoders of the readings.
     """
     result: dict[str, Any] = bias_figures([r.labels for r in readings], attributes, target)
     result["face_rate"] = float(np.mean([r.has_face.mean() for r in readings]))
@@ -54,12 +56,11 @@ def summarise(
     result["identity_diversity"] = identity_diversity(readings)
     result["identity_diversity_alike"] = identity_diversity(readings, alike=True)
     result["image_similarity"] = 1.0 if original is None else image_similarity(readings, original)
-    encoders = max((len(r.encoded()) for r in readings), default=0)
-    if encoders > 1:
-        same = [1.0] * encoders
-        result["image_similarities"] = (
-            same if original is None else [image_similarity(readings, original, i) for i in range(encoders)]
-        )
+    if len(encoders) > 1:
+        result["image_similarities"] = {
+            name: 1.0 if original is None else image_similarity(readings, original, i)
+            for i, name in enumerate(encoders)
+        }
     if readings and all(len(r.texts) for r in readings):
         result["clip_t"] = float(np.mean([r.texts.mean() for r in readings]))
     result["pictures"] = int(sum(len(r.labels) for r in readings))

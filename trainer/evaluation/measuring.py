@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from ...shared.classifiers import load_classifier
 from ..configuration.config import ModelConfig
 from ..configuration.prompts import Prompt
 from ..families.base import ImageModel
+from ..portrait.card import FILE as CARD
 from ..progress import Progress
-from ..training.adaptation import Adaptation, describe_base
+from ..training.adaptation import Adaptation
 from ..training.bank import fingerprint, weights_identity
 from ..training.encoders import load_encoders, load_text_alignment
 from ..training.observer import load_observer
@@ -78,6 +79,7 @@ class Bench:
             self.judge.to(device)
         self.model = load_model(folder, device, dtype) if config is None else load_base(config, device)
         self.name = folder.name
+        self.cued = (folder / CARD).is_file()  # only a portrait model draws the cues of its world
         self.processes = processes
         self.identity = fingerprint(
             {"weights": weights_identity(self.model), "device": self.model.device.type}
@@ -109,7 +111,7 @@ class Bench:
 
         Raises FairAdapterError for an adapter of another base model.
         """
-        adapter.check_base(describe_base(self.model, self.name))
+        adapter.check_base(self.model.describe(self.name))
         weights = adapter.at(target, strength)
         identity = f"{self.identity} {weights.content_hash}"
         if not weights.soft and not weights.lora:
@@ -128,7 +130,9 @@ class Bench:
     ) -> dict[str, Any]:
         base = None if original is None else original.readings
         judges = () if self.judge is None else self.judge.attributes
-        return summarise(readings, prompts, self.attributes, target, base, judges)
+        prompts = prompts if self.cued else [replace(p, cue=None) for p in prompts]
+        encoders = [encoder.identity for encoder in self.observer.encoders]
+        return summarise(readings, prompts, self.attributes, target, base, judges, encoders)
 
     def _read(
         self, model: ImageModel, identity: str, prompts: Sequence[Prompt], plan: Plan, what: str
@@ -137,7 +141,7 @@ class Bench:
         count, rank = (self.processes.count, self.processes.rank) if self.processes else (1, 0)
         mine = prompts[rank::count]
         with Progress(f"measuring, {what}", len(mine), quiet=self.quiet or rank > 0) as progress:
-            for reading in self.reader.read_all(model, identity, mine, plan):
+            for reading in self.reader.read_all(model, identity, mine, plan, progress.say):
                 readings.append(reading)
                 progress.advance(f"{len(reading.labels)} pictures of each prompt")
         if self.processes is not None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +31,11 @@ from ..families.base import ImageModel
 from ..portrait.world import recognise_cue
 from ..training.bank import fingerprint
 from ..training.encoders import TextAlignment
+from ..training.memory import halving
 from ..training.observer import Observer, View
-from .generation import generate
 
 SALT = "evaluate"
+REMEDY = "give --dtype bfloat16 or a smaller --size"
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class Reader:
     ) -> None:
         self.observer, self.judge, self.folder, self.alignment = observer, judge, folder, alignment
         self.drawn = 0  # pictures drawn, not found on disk
+        self._most = sys.maxsize  # pictures at a time, once memory ran out with more
 
     def read_all(
         self,
@@ -125,17 +129,18 @@ class Reader:
         identity: str,
         prompts: Sequence[Prompt],
         plan: Plan,
+        say: Callable[[str], None] = lambda text: None,
     ) -> Iterator[Readings]:
         """Readings of every prompt, one after the other.
 
-        identity: what the model is, with its adapter.
-        Raises FairAdapterError if the folder can't be written.
+        identity: what the model is, with its adapter.  say: told where memory asks for smaller batches.
+        Raises FairAdapterError if the folder can't be written or one picture at a time is too much.
         """
         for prompt in prompts:
             path = self._path(identity, prompt, plan)
             found = _load(path) if path is not None and path.is_file() else None
             if found is None:
-                found = self.read(model, prompt, plan)
+                found = self.read(model, prompt, plan, say)
                 if path is not None:
                     _save(path, found)
             yield found
@@ -144,26 +149,39 @@ class Reader:
         if self.folder is None:
             return None
         judge = None if self.judge is None else self.judge.identity
-        facts = {"model": identity, "plan": vars(plan), "observer": self.observer.identity, "judge": judge}
+        what = {key: value for key, value in vars(plan).items() if key != "batch"}  # changes no picture
+        facts = {"model": identity, "plan": what, "observer": self.observer.identity, "judge": judge}
         if self.alignment is not None:
             facts["alignment"] = self.alignment.identity
         name = hashlib.sha256(prompt.text.encode()).hexdigest()[:16]
         return self.folder / f"readings-{fingerprint(facts)}" / f"{name}.npz"
 
     @torch.no_grad()
-    def read(self, model: ImageModel, prompt: Prompt, plan: Plan) -> Readings:
+    def read(
+        self, model: ImageModel, prompt: Prompt, plan: Plan, say: Callable[[str], None] = lambda text: None
+    ) -> Readings:
         """Draw and read one prompt."""
-        parts = []
-        for first in range(0, plan.images, plan.batch):
-            indices = range(first, min(first + plan.batch, plan.images))
-            seeds = [noise_seed(prompt.text, i, SALT) for i in indices]
-            texts = [prompt.text] * len(seeds)
-            images = generate(model, texts, seeds, plan.scale, plan.steps, plan.negative)
-            parts.append(self._read(images, prompt.text, max(0, plan.kept - first)))
-            self.drawn += len(seeds)
+        parts, first = [], 0
+        while first < plan.images:
+            size = min(plan.batch, self._most, plan.images - first)
+            work = partial(self._draw, model, prompt, plan, first)
+            part, fitting = halving(work, size, "batch", say, REMEDY)
+            if fitting < size:
+                self._most = fitting
+            parts.append(part)
+            first += fitting
         columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Readings)}
         widths = columns.pop("widths")[0]
         return Readings(**{name: np.concatenate(column) for name, column in columns.items()}, widths=widths)
+
+    def _draw(self, model: ImageModel, prompt: Prompt, plan: Plan, first: int, count: int) -> Readings:
+        """Draw and read some of a prompt's pictures."""
+        seeds = [noise_seed(prompt.text, i, SALT) for i in range(first, first + count)]
+        texts = [prompt.text] * count
+        images = model.generate(texts, seeds, plan.scale, plan.steps, count, plan.negative)
+        found = self._read(images, prompt.text, max(0, plan.kept - first))
+        self.drawn += count
+        return found
 
     def _read(self, images: torch.Tensor, text: str, kept: int) -> Readings:
         view = self.observer.look(images)

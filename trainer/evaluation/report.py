@@ -175,9 +175,9 @@ class Report:
 
     def kept_rows(self) -> list[dict[str, Any]]:
         """Rows of the table of what should stay: name, expectation, original, adapter, ratio."""
-        rows = []
-        for key, name, expectation in KEPT:
-            values = {model: m.figures.get(key) for model, m in self.measured()}
+        rows, models = [], [model for model, _ in self.measured()]
+        for name, expectation, cells in kept_values([m.figures for _, m in self.measured()]):
+            values = dict(zip(models, cells))
             before, after = values["original"], values.get("adapter")
             if before is None:
                 continue
@@ -223,6 +223,19 @@ class Report:
             classes = list(zip(attribute.classes, colours))
             charts.append({"name": attribute.name, "classes": classes, "lines": lines, "rows": rows})
         return charts
+
+
+def kept_values(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[float | None]]]:
+    """(name, what to expect, its value in the figures of every model) of what should stay."""
+    rows = []
+    for key, name, expectation in KEPT:
+        tables = [figures.get("image_similarities", {}) for figures in models]
+        encoders = list(dict.fromkeys(encoder for table in tables for encoder in table))
+        if key == "image_similarity" and encoders:  # each on its own, in the place of the first alone
+            rows += [(f"{name}, {e}", expectation, [table.get(e) for table in tables]) for e in encoders]
+        else:
+            rows.append((name, expectation, [figures.get(key) for figures in models]))
+    return rows
 
 
 def strip(reading: Readings, attributes: Sequence[Attribute], cell: int) -> Image.Image:

@@ -74,14 +74,25 @@ class ImageModel(ABC):
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[str], seeds: Sequence[int], scale: float, steps: int = 20, batch: int = 32
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        scale: float,
+        steps: int = 20,
+        batch: int = 32,
+        negative: str = "",
     ) -> Tensor:
-        """Pictures (N, 3, H, W) in [0, 1] of one prompt and one noise seed each."""
+        """Pictures (N, 3, H, W) in [0, 1] of one prompt and one noise seed each; `batch` at a time.
+
+        Prompts that are all the same are encoded once.
+        """
         sampler = self.sampler(steps)
         pictures = []
         for i in range(0, len(prompts), batch):
+            texts = list(prompts[i : i + batch])
             noise = starting_noise(seeds[i : i + batch], self.latent_shape).to(self.device)
-            trajectory = rollout(self.denoise, sampler, noise, self.guidance(prompts[i : i + batch], scale))
+            guidance = self.guidance(texts[:1] if len(set(texts)) == 1 else texts, scale, negative)
+            trajectory = rollout(self.denoise, sampler, noise, guidance)
             pictures.append(self.decode(trajectory.final).clamp(0, 1))
         return torch.cat(pictures)
 

@@ -179,7 +179,9 @@ def with_scheduler(model: DiffusionModel, name: str) -> None:
     if name not in known:
         raise unknown(name, known, "scheduler")
     kind: Any = getattr(diffusers, name)
-    config = {"clip_sample": False, **model.scheduler.config}  # clipping latents is no sampler's idea of SD
+    unset = model.scheduler.config.get("_use_default_values", ())  # defaults of the old one, not the model's
+    config = {key: value for key, value in model.scheduler.config.items() if key not in unset}
+    config = {"clip_sample": False, **config}  # clipping latents is no sampler's idea of SD
     settings = {key: value for key, value in config.items() if key in inspect.signature(kind).parameters}
     model.scheduler, model.other_scheduler = kind(**settings), name
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -90,10 +91,9 @@ class StableDiffusionXL(DiffusionModel):
         """The U-Net's output (B, 4, h, w); told that the picture is of this size and not cropped."""
         dtype = self.unet.dtype
         height, width = (LATENT_FACTOR * n for n in inputs.shape[-2:])
-        size = inputs.new_tensor([height, width, 0, 0, height, width]).to(dtype)
         added = {
             "text_embeds": conditioning["pooled"].to(dtype),
-            "time_ids": size.expand(len(inputs), 6),
+            "time_ids": _time_ids(height, width, inputs.device, dtype).expand(len(inputs), 6),
         }
         text = conditioning["text"].to(dtype)
         return self.unet(inputs.to(dtype), timesteps, text, added_cond_kwargs=added).sample
@@ -109,6 +109,12 @@ class StableDiffusionXL(DiffusionModel):
             "context": int(self.unet.config["cross_attention_dim"]),
             "unet": int(self.unet.config["block_out_channels"][0]),
         }
+
+
+@cache
+def _time_ids(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(6,): size of the original, its corner, size of the picture; copied to the device once."""
+    return torch.tensor([height, width, 0, 0, height, width], device=device, dtype=dtype)
 
 
 def clip_output(encoder: TextEncoder, prompts: Sequence[str], soft: Soft | None, device: torch.device) -> Any:

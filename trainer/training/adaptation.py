@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ...shared.adapter import AdapterWeights, FairnessAdapter
-from ...shared.adapter_info import AdapterInfo, BaseModel
+from ...shared.adapter_info import AdapterInfo
 from ...shared.adapter_target import TargetSpace
 from ...shared.attributes import TargetDistribution
 from ...shared.errors import FairAdapterError
@@ -115,7 +115,7 @@ class Adaptation(nn.Module):
 
         Raises FairAdapterError for an adapter of another base model.
         """
-        adapter.check_base(describe_base(model, "this model"))
+        adapter.check_base(model.describe("this model"))
         return cls._from_tensors(model, adapter.targets, adapter.tensors, adapter.negative_tokens)
 
     @classmethod
@@ -269,10 +269,6 @@ class AdaptedModel(ImageModel):
     def sampler(self, steps: int) -> LinearSampler:
         return self.adaptation.base.sampler(steps)
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """The conditioning of N prompts at the target."""
-        return self.adaptation.encode(prompts, self.target)
-
     def guidance(self, prompts: Sequence[str], scale: float, negative: str = "") -> Guidance:
         return self.adaptation.guidance(prompts, scale, self.target, negative)
 
@@ -281,8 +277,3 @@ class AdaptedModel(ImageModel):
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.adaptation.base.decode(latents)
-
-
-def describe_base(model: DiffusionModel, name: str) -> BaseModel:
-    """What an adapter file says about the model that it was trained on."""
-    return model.describe(name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...shared.attributes import Attribute
 from ...shared.errors import FairAdapterError
 from ...shared.preservation import OriginalFaces
 from ...shared.seeds import noise_seed
 from ...shared.tensor_file import read_tensors, serialise, write_bytes
 from ..families.base import DiffusionModel
+from .memory import MicroBatches
 from .observer import Observer
 
 VERSION = 1  # of what is kept
@@ -74,6 +74,13 @@ class References:
         labels = {name: torch.where(has_face, b.indices, -1) for name, b in best.items()}
         return OriginalFaces(self.faces, labels, {name: b.values for name, b in best.items()})
 
+    @classmethod
+    def joined(cls, parts: Sequence[References]) -> References:
+        """Of all the parts' images, in their order."""
+        flat = [part.tensors() for part in parts]
+        whole = {key: torch.cat([tensors[key] for tensors in flat]) for key in flat[0]}
+        return cls.from_tensors(whole, parts[0].probabilities, len(parts[0].features))
+
     def tensors(self) -> dict[str, Tensor]:
         """Flat form for a file."""
         flat = {"boxes": self.boxes, "faces": self.faces}
@@ -81,14 +88,12 @@ class References:
         return flat | {f"probabilities.{name}": value for name, value in self.probabilities.items()}
 
     @classmethod
-    def from_tensors(
-        cls, flat: Mapping[str, Tensor], attributes: Iterable[Attribute], encoders: int
-    ) -> References:
+    def from_tensors(cls, flat: Mapping[str, Tensor], names: Iterable[str], encoders: int) -> References:
         """The reverse of `tensors`; KeyError where something is missing."""
         return cls(
             tuple(flat[f"features.{i}"] for i in range(encoders)),
             flat["boxes"],
-            {a.name: flat[f"probabilities.{a.name}"] for a in attributes},
+            {name: flat[f"probabilities.{name}"] for name in names},
             flat["faces"],
         )
 
@@ -121,6 +126,7 @@ class ReferenceBank:
         observer: reads them.
         keep: whether to remember them; not where every noise is drawn once.
         folder: where they are kept between runs, or None.
+        batches: how many images are read at a time; None reads all at once.
     """
 
     def __init__(
@@ -129,8 +135,9 @@ class ReferenceBank:
         observer: Observer,
         keep: bool = True,
         folder: Path | None = None,
+        batches: MicroBatches | None = None,
     ) -> None:
-        self.draw, self.observer, self.keep = draw, observer, keep
+        self.draw, self.observer, self.keep, self.batches = draw, observer, keep, batches
         self.folder = folder if keep else None
         self.computed = 0  # entries, for progress and tests
         self._memory: dict[tuple[Entry, int, int], References] = {}
@@ -143,7 +150,7 @@ class ReferenceBank:
         path = None if self.folder is None else self.folder / f"{_short_hash(key)}.safetensors"
         found = self._read(path) if path is not None and path.is_file() else None
         if found is None:
-            found = read_references(self.draw(entry, first, last), self.observer).to(torch.device("cpu"))
+            found = self._compute(entry, first, last).to(torch.device("cpu"))
             self.computed += 1
             if path is not None:
                 self._write(path, found, entry)
@@ -151,10 +158,25 @@ class ReferenceBank:
             self._memory[key] = found
         return found
 
+    def forgetful(self) -> ReferenceBank:
+        """One that computes them every time."""
+        return ReferenceBank(self.draw, self.observer, keep=False, batches=self.batches)
+
+    def _compute(self, entry: Entry, first: int, last: int) -> References:
+        images = self.draw(entry, first, last)
+
+        def work(size: int) -> References:
+            return References.joined([read_references(part, self.observer) for part in images.split(size)])
+
+        if self.batches is None:
+            return work(len(images))
+        return self.batches.fit("decode", work, len(images))
+
     def _read(self, path: Path) -> References | None:
         try:
             flat = read_tensors(path, "reference file").tensors
-            return References.from_tensors(flat, self.observer.attributes, len(self.observer.encoders))
+            names = [attribute.name for attribute in self.observer.attributes]
+            return References.from_tensors(flat, names, len(self.observer.encoders))
         except (FairAdapterError, KeyError):
             return None  # damaged: computed and written again
 

@@ -35,6 +35,7 @@ def record(outcome: Outcome) -> dict[str, Any]:
         "lr": outcome.lr,
         "skipped": outcome.skipped,
         "seconds": round(outcome.seconds, 3),
+        "allocated_bytes": outcome.allocated,
     }
     return _finite(table)
 

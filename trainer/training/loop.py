@@ -57,6 +57,7 @@ class Outcome:
     faces: share of images with a face.  targeted: attribute -> share of images with a certain target.
     shares: attribute -> classes of the faces as they were before the step.
     skipped: a number was not finite, so no step was taken.  stop: some process was asked to stop.
+    allocated: most bytes of tensors on this process's GPU at one time so far; 0 on a CPU.
     """
 
     iteration: int
@@ -72,6 +73,7 @@ class Outcome:
     skipped: bool
     stop: bool
     seconds: float
+    allocated: int
 
 
 @dataclass
@@ -143,6 +145,7 @@ class Training:
             skipped=not step.finite,
             stop=bool(step.sums[-1] > 0),
             seconds=time.perf_counter() - began,
+            allocated=torch.cuda.max_memory_allocated(final.device) if final.is_cuda else 0,
         )
 
     # ---- parts of it

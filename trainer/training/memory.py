@@ -5,7 +5,8 @@ Micro-batches are sums over images, so that their size changes no gradient but i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -14,14 +15,58 @@ from ...shared.errors import FairAdapterError
 from ..configuration.config import SamplingConfig
 
 T = TypeVar("T")
-_MESSAGES = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+REMEDY = "set sampling.checkpoint=all, model.dtype=bfloat16 or a smaller model.size"
+_MESSAGES = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cublas_status_not_initialized",  # what its handle's allocation fails with
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the host."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _MESSAGES)
+
+
+@contextmanager
+def memory_told(remedy: str) -> Iterator[None]:
+    """Makes a FairAdapterError, which scripts tell in one line, of memory that runs out within."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise FairAdapterError(f"out of memory; {remedy}, or free memory elsewhere") from error
+
+
+def halving(
+    work: Callable[[int], T], size: int, what: str, say: Callable[[str], None], remedy: str
+) -> tuple[T, int]:
+    """`work(size)`, tried again with half the size where memory runs out; and the size that it was done with.
+
+    work: has to be able to start again.  what: the size's name.  say: told of every halving.
+    Raises FairAdapterError with the remedy if one at a time is too much.
+    """
+    while True:
+        try:
+            return work(size), size
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if size == 1:
+                raise FairAdapterError(
+                    f"out of memory with {what}=1; {remedy}, or free memory elsewhere"
+                ) from error
+        # Out of the handler, whose traceback holds on to the tensors of the failed attempt.
+        size //= 2
+        say(f"out of memory: {what} is {size} from now on, the result is the same")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 class MicroBatches:
@@ -44,22 +89,8 @@ class MicroBatches:
         work: has to be able to start again.  most: more than that is never done at a time.
         Raises FairAdapterError if one at a time is too much.
         """
-        while True:
-            size = max(1, min(self.sizes[name], most))
-            try:
-                return work(size)
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                if size == 1:
-                    raise FairAdapterError(
-                        f"out of memory with sampling.{name}_batch=1; set sampling.checkpoint=all, "
-                        "model.dtype=bfloat16 or a smaller model.size, or free memory elsewhere"
-                    ) from error
-            # Out of the handler, whose traceback holds on to the tensors of the failed attempt.
-            self.sizes[name] = size // 2
-            self.say(
-                f"out of memory: sampling.{name}_batch is {size // 2} from now on, the gradient is the same"
-            )
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        size = max(1, min(self.sizes[name], most))
+        result, fitting = halving(work, size, f"sampling.{name}_batch", self.say, REMEDY)
+        if fitting < size:
+            self.sizes[name] = fitting
+        return result

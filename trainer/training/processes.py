@@ -14,17 +14,18 @@ from ...shared.errors import FairAdapterError
 from .memory import out_of_memory
 
 T = TypeVar("T")
-PATIENCE = datetime.timedelta(minutes=30)  # with a process that does not answer
+PATIENCE = datetime.timedelta(minutes=30)  # with a process that does not answer: longer than an iteration
 
 
 class Processes:
     """One process or many, on one machine or several (`accelerate launch`, `torchrun`).
 
     device: "auto", "cpu" or "cuda".  images: N of one iteration, which they share evenly.
+    patience: with a process that does not answer, before it counts as gone.
     Raises FairAdapterError for a device that is not there and an N that the processes can't share.
     """
 
-    def __init__(self, device: str, images: int = 0) -> None:
+    def __init__(self, device: str, images: int = 0, patience: datetime.timedelta = PATIENCE) -> None:
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs
 
@@ -36,7 +37,7 @@ class Processes:
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # raise in Python instead of aborting
         self._accelerator: Any = Accelerator(
             cpu=device == "cpu" or not torch.cuda.is_available(),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)],
         )
         self.count: int = self._accelerator.num_processes
         self.rank: int = self._accelerator.process_index
@@ -86,10 +87,6 @@ class Processes:
                 "another process of this run is gone, killed or stopped by an error of its own (see its "
                 f"output; here: {reason}); the same command goes on from the last checkpoint"
             ) from error
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        self._together(self._accelerator.wait_for_everyone)
 
     def close(self) -> None:
         """Leave the group."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from ...shared.errors import FairAdapterError
 from ...shared.images import to_pil
 from ...shared.seeds import noise_seed
 from ..configuration.prompts import Prompt, evenly, read_prompts
-from ..evaluation.generation import generate
 from ..progress import deviation
 from .loop import Training
 from .observer import Observer, View
@@ -51,14 +51,16 @@ class Samples:
             )
             images = training.batches.fit(
                 "network",
-                lambda size: generate(model, texts, seeds, scale, steps, config.model.negative, size),
+                lambda size: model.generate(texts, seeds, scale, steps, size, config.model.negative),
                 len(texts),
             )
-        view = training.observer.look(images)
+        views = training.batches.fit(
+            "decode", lambda size: [training.observer.look(part) for part in images.split(size)], len(texts)
+        )
         title = f"{iteration} iterations, target {target.to_text()}"
         sheet = draw_grid(
             [to_pil(image) for image in images],
-            bars_of(view, training.observer),
+            [bars for view in views for bars in bars_of(view, training.observer)],
             target.attributes,
             target,
             title,
@@ -67,12 +69,13 @@ class Samples:
         )
         path = folder / "samples" / f"{iteration:06d}.png"
         save_picture(sheet, path)
-        return sheet, self._measure(view)
+        return sheet, self._measure(views)
 
-    def _measure(self, view: View) -> dict[str, float]:
+    def _measure(self, views: Sequence[View]) -> dict[str, float]:
         target, measured = self.training.space.default, {}
         for attribute in target.attributes:
-            labels = view.labels()[attribute.name].reshape(len(self.prompts), self.count).cpu().numpy()
+            labels = torch.cat([view.labels()[attribute.name] for view in views]).cpu().numpy()
+            labels = labels.reshape(len(self.prompts), self.count)
             rows = [np.bincount(row[row >= 0], minlength=len(attribute)) for row in labels]
             off = [deviation(row / row.sum(), target, attribute.name) for row in rows if row.sum()]
             if off:

@@ -21,7 +21,7 @@ from ...shared.preservation import FaceBank
 from ..configuration.config import Config, ModelConfig
 from ..configuration.prompts import Schedule, training_sets
 from ..configuration.settings import plain
-from ..evaluation.generation import generate, load_model
+from ..evaluation.generation import load_model
 from ..face_bank import bank_from_model, read_bank, write_bank
 from ..families.base import DiffusionModel
 from ..families.registry import with_scheduler
@@ -29,7 +29,7 @@ from ..families.stable_diffusion import PORTRAIT, StableDiffusion
 from ..portrait.card import FILE as CARD
 from ..portrait.card import read_card
 from ..progress import Progress
-from .adaptation import Adaptation, AdaptationConfig, describe_base
+from .adaptation import Adaptation, AdaptationConfig
 from .bank import Entry, ReferenceBank, fingerprint, weights_identity
 from .encoders import load_encoders
 from .loop import Training
@@ -93,10 +93,10 @@ def prepare(
     targets = TargetDraw(space, config.target.default_share, config.run.seed)
     model = load_base(config.model, processes.device) if model is None else model
     model.checkpoint(config.sampling.checkpoint != "none", config.sampling.checkpoint == "all")
-    if config.model.compile:
-        compile_network(model)
     adaptation = Adaptation.create(model, space, _adaptation(config))
     adaptation.attach()
+    if config.model.compile:
+        compile_network(adaptation)
     batches = MicroBatches(config.sampling, _loud(processes, say))
     training = Training(
         config=config,
@@ -153,17 +153,25 @@ def watch_hooks() -> None:
     torch._dynamo.config.skip_nnmodule_hook_guards = False
 
 
-def compile_network(model: DiffusionModel) -> None:
-    """Compile the network in place; say so where that does not work, and go on without."""
+def compile_network(adaptation: Adaptation) -> None:
+    """Compile the network in place; say so where that does not work, and go on without.
+
+    Tried with the attached adaptation, in a rollout's way and in a gradient's.
+    """
     watch_hooks()
+    model = adaptation.base
     model.network.compile()
     latents = torch.zeros(2, *model.latent_shape, device=model.device)
     try:
-        with torch.no_grad():
-            model.denoise(latents, latents.new_zeros(2), model.encode(["", ""]))
+        for graph in (False, True):
+            with torch.set_grad_enabled(graph):
+                output = adaptation.denoise(latents, latents.new_zeros(2), adaptation.encode(["", ""]))
+        output.float().sum().backward()
     except Exception as error:  # whatever a compiler of this machine throws: the model works without it
         model.network._compiled_call_impl = None
         warnings.warn(f"torch.compile does not work here, going on without: {error}", stacklevel=2)
+    finally:
+        adaptation.zero_grad(set_to_none=True)
 
 
 # ---- what the original model draws
@@ -178,7 +186,7 @@ def _draw_original(
         with adaptation.disabled() as model:
             return batches.fit(
                 "network",
-                lambda size: generate(model, prompts, seeds, scale, steps, config.model.negative, size),
+                lambda size: model.generate(prompts, seeds, scale, steps, size, config.model.negative),
                 len(prompts),
             )
 
@@ -197,7 +205,7 @@ def _references(
     folder = None
     if config.references.cache is not None and config.references.blocks:
         folder = Path(config.references.cache) / f"references-{_facts(config, scale, adaptation, observer)}"
-    return ReferenceBank(draw, observer, bool(config.references.blocks), folder)
+    return ReferenceBank(draw, observer, bool(config.references.blocks), folder, batches)
 
 
 def _facts(config: Config, scale: float, adaptation: Adaptation, observer: Observer, **more: object) -> str:
@@ -270,7 +278,10 @@ def adapter_info(
     sets = [{"set": s.set, "weight": s.weight, "templates": list(s.templates)} for s in config.prompts.train]
     return AdapterInfo(
         name=config.run.name,
-        base=describe_base(training.model, name),
+        description=config.run.description,
+        author=config.run.author,
+        licence=config.run.licence,
+        base=training.model.describe(name),
         targets=training.space,
         classifier=training.observer.classifier.identity,
         prompts={"train": sets},
