@@ -63,6 +63,8 @@ def summarise(
         }
     if readings and all(len(r.texts) for r in readings):
         result["clip_t"] = float(np.mean([r.texts.mean() for r in readings]))
+    if readings and all(np.isfinite(r.texture).any() for r in readings):
+        result["skin_texture"] = float(np.mean([np.nanmean(r.texture) for r in readings]))
     result["pictures"] = int(sum(len(r.labels) for r in readings))
     if judges:
         result["independent"] = bias_figures([r.judged for r in readings], judges, target)

@@ -23,6 +23,7 @@ from ...shared.bars import CERTAIN, Bar, FaceBars, class_colour, ordered
 from ...shared.classifiers import AttributeClassifier
 from ...shared.errors import FairAdapterError
 from ...shared.faces import align, stack_points
+from ...shared.faces.alignment import FRAME
 from ...shared.images import to_bytes
 from ...shared.seeds import noise_seed
 from ...shared.tensor_file import write_bytes
@@ -33,6 +34,7 @@ from ..training.bank import fingerprint
 from ..training.encoders import TextAlignment
 from ..training.memory import halving
 from ..training.observer import Observer, View
+from .texture import skin_texture
 
 SALT = "evaluate"
 REMEDY = "give --dtype bfloat16 or a smaller --size"
@@ -62,6 +64,7 @@ class Readings:
     texts: (n,) cosine with the prompt in CLIP's space, empty if that was not asked for.
     cues: (n,) cue recognised in the backdrop.  boxes: (n, 4) px, NaN without a face.
     pictures: (k, H, W, 3) uint8, the first k.
+    texture: (n,) `skin_texture`, NaN without a face; empty in readings that were kept before it was measured.
     """
 
     labels: np.ndarray
@@ -74,6 +77,7 @@ class Readings:
     pictures: np.ndarray
     widths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     texts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    texture: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def encoded(self) -> list[np.ndarray]:
         """(n, D) of each image encoder."""
@@ -185,6 +189,7 @@ class Reader:
 
     def _read(self, images: torch.Tensor, text: str, kept: int) -> Readings:
         view = self.observer.look(images)
+        members, faces = _aligned(view)
         names = [a.name for a in self.observer.attributes]
         labels, probabilities = view.labels(), view.probabilities()
         encoded = [features.cpu().numpy() for features in self.observer.encode(images)]
@@ -194,28 +199,42 @@ class Reader:
         return Readings(
             labels=_columns([labels[n] for n in names], len(images)).astype(np.int64),
             confidence=_columns([probabilities[n].max(1).values for n in names], len(images)),
-            judged=self._judge(view),
+            judged=self._judge(members, faces, len(images)),
             faces=view.features.cpu().numpy(),
             features=np.concatenate(encoded or [np.zeros((len(images), 0), np.float32)], axis=1),
             cues=recognise_cue(images).cpu().numpy(),
             boxes=view.boxes.cpu().numpy(),
             pictures=to_bytes(images[:kept]).permute(0, 2, 3, 1).cpu().numpy(),
             widths=np.array([part.shape[1] for part in encoded], np.int64),
+            texture=_rows(members, skin_texture(faces), len(images)),
             **extra,
         )
 
-    def _judge(self, view: View) -> np.ndarray:
+    def _judge(self, members: torch.Tensor, faces: torch.Tensor, count: int) -> np.ndarray:
         """Classes by the independent classifier, (n, A'), -1 without a face."""
-        if self.judge is None:
-            return np.zeros((len(view.images), 0), np.int64)
-        table = np.full((len(view.images), len(self.judge.attributes)), -1, np.int64)
-        members = view.has_face.nonzero().squeeze(1)
-        if len(members):
-            points = stack_points([face for face in view.found if face is not None], view.images)
-            logits = self.judge(align(view.images[members], points))
-            for column, attribute in enumerate(self.judge.attributes):
+        attributes = () if self.judge is None else self.judge.attributes
+        table = np.full((count, len(attributes)), -1, np.int64)
+        if self.judge is not None and len(members):
+            logits = self.judge(faces)
+            for column, attribute in enumerate(attributes):
                 table[members.cpu().numpy(), column] = logits[attribute.name].argmax(1).cpu().numpy()
         return table
+
+
+def _aligned(view: View) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which of the images have a face, (m,), and these faces, (m, 3, 256, 256)."""
+    members = view.has_face.nonzero().squeeze(1)
+    if not len(members):
+        return members, view.images.new_zeros(0, 3, FRAME, FRAME)
+    points = stack_points([face for face in view.found if face is not None], view.images)
+    return members, align(view.images[members], points)
+
+
+def _rows(members: torch.Tensor, values: torch.Tensor, count: int) -> np.ndarray:
+    """Values (m,) of the images that have a face, (n,) with NaN for the others."""
+    rows = np.full(count, np.nan)
+    rows[members.cpu().numpy()] = values.cpu().numpy()
+    return rows
 
 
 def _columns(columns: Sequence[torch.Tensor], rows: int) -> np.ndarray:

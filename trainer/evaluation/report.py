@@ -32,6 +32,7 @@ KEPT = (  # key, name, what to expect
     ("clip_t", "CLIP similarity to the prompt", "as before"),
     ("identity_diversity", "identity diversity", "at least 90% of before"),
     ("identity_diversity_alike", "identity diversity within classes", "at least 90% of before"),
+    ("skin_texture", "fine detail of the faces", "as before"),
     ("image_similarity", "similarity to the original's pictures", "the higher the better"),
 )
 
