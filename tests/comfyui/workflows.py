@@ -164,7 +164,8 @@ def sweep() -> Flow:
         flow.sampler(key + "4", (1180, y), key + "1", 5, positive=[key + "2", 0], negative=[key + "3", 0],
                      latent_image=["7", 0])  # fmt: skip
         faces = {"faces": "largest face", "certain": 0.7, "target": [key + "0", 0]}
-        flow.add(key + "5", "FaceAttributes", (1520, y), (520, 590), title, images=[key + "40", 0], **faces)
+        at = (1520 + 460 * row, 60)  # side by side: the pictures are taller than a row
+        flow.add(key + "5", "FaceAttributes", at, (430, 780), title, images=[key + "40", 0], **faces)
     flow.note = ((40, 830), (330, 220), TARGETS)
     return flow
 
