@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -82,6 +84,7 @@ class Processes:
         except RuntimeError as error:  # what gloo and NCCL raise
             if out_of_memory(error):
                 raise
+            atexit.register(_leave)
             reason = " ".join(str(error).split())[:120]
             raise FairAdapterError(
                 "another process of this run is gone, killed or stopped by an error of its own (see its "
@@ -92,3 +95,10 @@ class Processes:
         """Leave the group."""
         if self.count > 1:
             self._accelerator.end_training()
+
+
+def _leave() -> None:
+    """The end of a program whose group is broken: its threads can't be joined, Python would abort."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
