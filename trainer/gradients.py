@@ -75,7 +75,7 @@ class Bench:
     rank: int
 
     def adaptation(self, seed: int) -> Adaptation:
-        config = AdaptationConfig(text_lora=True, rank=self.rank, alpha=1.0, seed=seed)
+        config = AdaptationConfig(text_lora=True, rank=self.rank, seed=seed)
         made = Adaptation.create(self.model, SPACE, config)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
