@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from ..shared.attributes import Attribute, TargetDistribution
-from ..shared.bar_grid import SPELLED
+from ..shared.bar_grid import SPELLED, hex_colour
 from ..shared.bars import FaceBars, class_colour, draw_faces, ordered
 from ..shared.library import AdapterSummary
 from ..shared.statistics import FairnessStatistics, ShareRow
@@ -52,7 +52,7 @@ def _group(name: str, rows: Sequence[ShareRow]) -> str:
 
 
 def _share(row: ShareRow) -> str:
-    colour = "#{:02x}{:02x}{:02x}".format(*row.colour)
+    colour = hex_colour(row.colour)
     target = ""
     if row.target is not None:
         target = f'<i class="fair-target" style="left:{100 * row.target:.2f}%"></i>'
@@ -74,7 +74,7 @@ def legend(attributes: Sequence[Attribute], target: bool = True) -> str:
     parts = []
     for attribute in ordered(attributes):
         entries = "".join(
-            f'<span><i style="background:{"#{:02x}{:02x}{:02x}".format(*class_colour(attribute, i))}"></i>'
+            f'<span><i style="background:{hex_colour(class_colour(attribute, i))}"></i>'
             f"{escape(SPELLED.get(label, label))}</span>"
             for i, label in enumerate(attribute.classes)
         )

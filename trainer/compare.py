@@ -33,11 +33,10 @@ from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer import evaluate
 from fair_adapter.trainer.evaluation.comparison import Column, Comparison
 from fair_adapter.trainer.evaluation.measuring import Bench
-from fair_adapter.trainer.evaluation.readings import REMEDY, Plan
+from fair_adapter.trainer.evaluation.readings import Plan
 from fair_adapter.trainer.evaluation.report import Measured
 from fair_adapter.trainer.tables import print_table
-from fair_adapter.trainer.training.memory import memory_told
-from fair_adapter.trainer.training.setup import guidance_scale, model_folder
+from fair_adapter.trainer.training.setup import model_folder
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,7 @@ def compare(options: argparse.Namespace) -> Comparison:
     for entry in entries:
         if entry.model not in benches:
             bench = evaluate.open_bench(options, entry.model)
-            scale = options.guidance[0] if options.guidance else guidance_scale(None, entry.model)
-            plan = Plan(options.images, options.steps, scale, options.negative, options.batch)
+            plan = evaluate.plan_for(options, entry.model)
             equal = bench.observer.target(";".join(f"{a.name}=equal" for a in bench.attributes[:2]))
             benches[entry.model] = (bench, plan, bench.original(prompts, plan, equal))
         bench, plan, original = benches[entry.model]
@@ -122,27 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("entries", nargs="+", metavar="MODEL", help="[NAME=][MODEL][+ADAPTER]")
     parser.set_defaults(out=Path("runs/compare"))
-    options = parser.parse_args(arguments)
-    options.arguments = arguments
-    try:
-        evaluate.check(options)
-        options.processes = evaluate.launched(options.device)
-        with memory_told(REMEDY):
-            comparison = compare(options)
-        if options.processes is not None:
-            options.processes.close()
-            if not options.processes.first:
-                return 0
-        files = comparison.write(options.out)
-    except FairAdapterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    print_summary(comparison)
-    print(f"wrote {', '.join(str(f) for f in files)}")
-    return 0
+    return evaluate.carry_out(
+        parser.parse_args(arguments), arguments, compare, Comparison.write, print_summary
+    )
 
 
 if __name__ == "__main__":

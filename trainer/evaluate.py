@@ -19,9 +19,9 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 if "fair_adapter" not in sys.modules:  # the repository root under its one import name
     _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
@@ -45,6 +45,7 @@ from fair_adapter.trainer.training.memory import memory_told
 from fair_adapter.trainer.training.processes import Processes
 from fair_adapter.trainer.training.setup import DTYPES, guidance_scale, model_folder
 
+T = TypeVar("T")
 PATIENCE = datetime.timedelta(days=7)  # processes meet only when each has measured all its prompts
 
 
@@ -59,7 +60,7 @@ def evaluate(options: argparse.Namespace) -> Report:
     target = _target(adapter, options, bench)
 
     def measure(chosen: list[Prompt], scale: float) -> tuple[Measured, Measured | None]:
-        plan = Plan(options.images, options.steps, scale, options.negative, options.batch)
+        plan = _plan(options, scale)
         original = bench.original(chosen, plan, target)
         if adapter is None:
             return original, None
@@ -235,31 +236,59 @@ def check(options: argparse.Namespace) -> None:
         raise FairAdapterError("--record: expected an adapter to write into; name one with --adapter")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser().parse_args(arguments)
-    options.arguments = arguments
+def plan_for(options: argparse.Namespace, model: str) -> Plan:
+    """What is drawn of each prompt, at the first scale that the options name or else the model's."""
+    return _plan(options, options.guidance[0] if options.guidance else guidance_scale(None, model))
+
+
+def _plan(options: argparse.Namespace, scale: float) -> Plan:
+    return Plan(options.images, options.steps, scale, options.negative, options.batch)
+
+
+def carry_out(
+    options: argparse.Namespace,
+    arguments: Sequence[str],
+    measure: Callable[[argparse.Namespace], T],
+    write: Callable[[T, Path], Sequence[Path]],
+    show: Callable[[T], None],
+) -> int:
+    """A program with the options of `parser`: measures, writes into --out, tells; returns the exit code.
+
+    measure: gets the options with their `arguments` and the `processes` that share the work.
+    """
+    options.arguments = list(arguments)
     try:
         check(options)
         options.processes = launched(options.device)
         with memory_told(REMEDY):
-            report = evaluate(options)
+            found = measure(options)
         if options.processes is not None:
             options.processes.close()
             if not options.processes.first:
                 return 0
-        files = report.write(options.out)
-        if options.record:
-            report.record(FairnessAdapter.read(options.adapter)).write(options.adapter, overwrite=True)
+        files = write(found, options.out)
     except FairAdapterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    print_summary(report)
+    show(found)
     print(f"wrote {', '.join(str(f) for f in files)}")
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(arguments)
+
+    def write(report: Report, folder: Path) -> list[Path]:
+        files = report.write(folder)
+        if options.record:
+            report.record(FairnessAdapter.read(options.adapter)).write(options.adapter, overwrite=True)
+        return files
+
+    return carry_out(options, arguments, evaluate, write, print_summary)
 
 
 if __name__ == "__main__":

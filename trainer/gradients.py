@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import importlib.machinery
 import importlib.util
-import io
 import json
 import os
 import shlex
@@ -50,6 +49,7 @@ from fair_adapter.shared.tensor_file import write_bytes
 from fair_adapter.trainer.configuration.config import PromptSource
 from fair_adapter.trainer.configuration.prompts import read_prompts
 from fair_adapter.trainer.families.stable_diffusion import PORTRAIT, StableDiffusion
+from fair_adapter.trainer.figures import subplots, to_png
 from fair_adapter.trainer.progress import Progress
 from fair_adapter.trainer.tables import print_table
 from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig
@@ -149,26 +149,30 @@ def step_sizes(bench: Bench, run: int) -> dict[Gradient, np.ndarray]:
 
 
 def train(
-    bench: Bench, run: int, mode: Gradient, iterations: int, lr: float, tick: Callable[[], None]
-) -> list[float]:
-    """The loss of every iteration, over the loss of the base model's own pictures."""
-    adaptation, sampler = bench.adaptation(run), bench.model.sampler(bench.steps)
+    bench: Bench, run: int, iterations: int, lr: float, tick: Callable[[], None]
+) -> dict[Gradient, list[float]]:
+    """The loss of every iteration with each gradient, over the loss of the base model's own pictures."""
+    sampler = bench.model.sampler(bench.steps)
     prompt, other = bench.pair(run)
     noise = bench.noise(prompt, range(BANK))
     references = bench.references(other, noise)
     start = float(image_semantics_loss(bench.references(prompt, noise), references).mean())
-    optimizer = torch.optim.AdamW(adaptation.parameters(), lr=lr)
-    order, losses = torch.Generator().manual_seed(run), []
-    with adaptation:
-        for _ in range(iterations):
-            rows = torch.randperm(BANK, generator=order)[:BATCH]
-            guidance = adaptation.guidance([prompt], bench.scale)
-            objective = bench.objective([features[rows] for features in references])
-            found = one_graph_gradient(adaptation.denoise, sampler, noise[rows], guidance, objective, mode)
-            losses.append(float(found.loss) / start)
-            optimizer.step()
-            optimizer.zero_grad()
-            tick()
+    losses: dict[Gradient, list[float]] = {mode: [] for mode in TITLES}
+    for mode, curve in losses.items():
+        adaptation, order = bench.adaptation(run), torch.Generator().manual_seed(run)
+        optimizer = torch.optim.AdamW(adaptation.parameters(), lr=lr)
+        with adaptation:
+            for _ in range(iterations):
+                rows = torch.randperm(BANK, generator=order)[:BATCH]
+                guidance = adaptation.guidance([prompt], bench.scale)
+                objective = bench.objective([features[rows] for features in references])
+                found = one_graph_gradient(
+                    adaptation.denoise, sampler, noise[rows], guidance, objective, mode
+                )
+                curve.append(float(found.loss) / start)
+                optimizer.step()
+                optimizer.zero_grad()
+                tick()
     return losses
 
 
@@ -183,12 +187,7 @@ def summary(values: np.ndarray) -> dict[str, list[float]]:
 
 def plot(report: dict[str, Any]) -> bytes:
     """Both halves of the figure as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    figure, [[left, right]] = subplots(1, 2, 11, 4)
     for axis, part in ((left, "loss"), (right, "steps")):
         for name, curve in report[part].items():
             x = report["timesteps"] if part == "steps" else range(1, len(curve["mean"]) + 1)
@@ -198,11 +197,7 @@ def plot(report: dict[str, Any]) -> bytes:
     left.set(title="training loss, of the base model's", xlabel="iteration", ylim=(0, None))
     right.set(title="each step's share in the gradient", xlabel="timestep", yscale="log")
     right.invert_xaxis()
-    figure.tight_layout()
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    plt.close(figure)
-    return data.getvalue()
+    return to_png(figure)
 
 
 def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
@@ -217,10 +212,10 @@ def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
                 sizes[mode].append(values)
             progress.advance()
     losses: dict[Gradient, list[list[float]]] = {mode: [] for mode in TITLES}
-    with Progress("trainings, iterations", 3 * options.trainings * options.iterations) as progress:
+    with Progress("trainings, iterations", len(TITLES) * options.trainings * options.iterations) as progress:
         for run in range(options.trainings):
-            for mode, curves in losses.items():
-                curves.append(train(bench, run, mode, options.iterations, options.lr, progress.advance))
+            for mode, curve in train(bench, run, options.iterations, options.lr, progress.advance).items():
+                losses[mode].append(curve)
     return {
         "command": command,
         "model": Path(options.model).name,

@@ -14,7 +14,6 @@ import argparse
 import datetime
 import importlib.machinery
 import importlib.util
-import io
 import json
 import os
 import shlex
@@ -39,10 +38,9 @@ from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.metrics import target_error_floor
 from fair_adapter.shared.tensor_file import write_bytes
 from fair_adapter.trainer import evaluate
-from fair_adapter.trainer.evaluation.readings import REMEDY, Plan, Readings
+from fair_adapter.trainer.evaluation.readings import Readings
+from fair_adapter.trainer.figures import subplots, to_png
 from fair_adapter.trainer.tables import print_table
-from fair_adapter.trainer.training.memory import memory_told
-from fair_adapter.trainer.training.setup import guidance_scale
 
 TARGETS = (
     *(f"gender=female:{f},male:{100 - f};race=equal" for f in (10, 30, 70, 90)),
@@ -97,8 +95,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
     targets = [adapter.targets.resolve(text).target for text in options.targets]
     prompts = evaluate.read_set(options.prompts, options)
     bench = evaluate.open_bench(options, options.model)
-    scale = options.guidance[0] if options.guidance else guidance_scale(None, options.model)
-    plan = Plan(options.images, options.steps, scale, options.negative, options.batch)
+    plan = evaluate.plan_for(options, options.model)
     original = bench.original(prompts, plan, adapter.targets.default)
 
     def figures(target: TargetDistribution, readings: Sequence[Readings]) -> dict[str, Any]:
@@ -119,7 +116,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
         "command": shlex.join(["python", "trainer/target_sweep.py", *options.arguments]),
         "date": datetime.date.today().isoformat(),
         "plan": f"{len(prompts)} prompts of {options.prompts}, {options.images} pictures of each, "
-        f"{options.steps} steps, guidance scale {scale:g}",
+        f"{options.steps} steps, guidance scale {plan.scale:g}",
         "mean": {
             judge: {
                 key: float(np.mean([row[key][judge]["error"] for row in rows])) for key in ("before", "after")
@@ -133,13 +130,8 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
 
 def plot(report: dict[str, Any]) -> bytes:
     """Asked and measured share of every class of every target as a PNG, one panel for each classifier."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     judges = list(report["mean"])
-    figure, axes = plt.subplots(1, len(judges), figsize=(5 * len(judges), 4.6), squeeze=False)
+    figure, axes = subplots(1, len(judges), 5 * len(judges), 4.6)
     for axis, judge in zip(axes[0], judges):
         points: dict[tuple[str, str], list[list[float]]] = {}
         colours = {}
@@ -158,11 +150,25 @@ def plot(report: dict[str, Any]) -> bytes:
             f"{judge} classifier: off by {report['mean'][judge]['after']:.3f} on average", fontsize=10
         )
         axis.legend(fontsize=8)
-    figure.tight_layout()
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    plt.close(figure)
-    return data.getvalue()
+    return to_png(figure)
+
+
+def write(report: dict[str, Any], folder: Path) -> list[Path]:
+    """Write both files. Raises FairAdapterError if they can't be."""
+    files = {"json": json.dumps(report, indent=1).encode(), "png": plot(report)}
+    return [
+        write_bytes(folder / f"target_sweep.{kind}", data, overwrite=True) for kind, data in files.items()
+    ]
+
+
+def print_summary(report: dict[str, Any]) -> None:
+    """The figures that matter, on the terminal."""
+    judges = list(report["mean"])
+    rows = [[r["target"], *(f"{r['after'][j]['error']:.3f}" for j in judges)] for r in report["targets"]]
+    for name in ("after", "before", "floor"):
+        title = {"after": "mean", "before": "mean without the adapter", "floor": "a perfect model's"}[name]
+        rows.append([title, *(f"{report['mean'][j][name]:.3f}" for j in judges)])
+    print_table(["target", *(f"{j} classifier" for j in judges)], rows, report["plan"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -176,33 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--targets", nargs="+", default=TARGETS, metavar="TEXT", help="in place of the twelve"
     )
     parser.set_defaults(out=Path("runs/target_sweep"), limit=10, images=48)
-    options = parser.parse_args(arguments)
-    options.arguments = arguments
-    try:
-        evaluate.check(options)
-        options.processes = evaluate.launched(options.device)
-        with memory_told(REMEDY):
-            report = sweep(options)
-        if options.processes is not None:
-            options.processes.close()
-            if not options.processes.first:
-                return 0
-        for kind, data in (("json", json.dumps(report, indent=1).encode()), ("png", plot(report))):
-            write_bytes(options.out / f"target_sweep.{kind}", data, overwrite=True)
-    except FairAdapterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    judges = list(report["mean"])
-    rows = [[r["target"], *(f"{r['after'][j]['error']:.3f}" for j in judges)] for r in report["targets"]]
-    for name in ("after", "before", "floor"):
-        title = {"after": "mean", "before": "mean without the adapter", "floor": "a perfect model's"}[name]
-        rows.append([title, *(f"{report['mean'][j][name]:.3f}" for j in judges)])
-    print_table(["target", *(f"{j} classifier" for j in judges)], rows, report["plan"])
-    print(f"wrote {options.out / 'target_sweep.json'} and target_sweep.png")
-    return 0
+    return evaluate.carry_out(parser.parse_args(arguments), arguments, sweep, write, print_summary)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,13 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from fair_adapter.tests.a1111 import lab
 
 SIZE = {"width": 1500, "height": 1300}
 PREFIX = "script_txt2img_fair_adapter_"
@@ -19,6 +24,16 @@ def chromium() -> str | None:
     """Debian's, or what playwright itself would find."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return next((found for name in names if (found := shutil.which(name))), None)
+
+
+def require(*packages: str) -> None:
+    """Skip a test that needs packages and a browser where one is missing; fail where none may be."""
+    missing = [f"the package {name}" for name in (*packages, "playwright") if find_spec(name) is None]
+    missing += [] if chromium() else ["Chromium"]
+    if missing and lab.REQUIRED:
+        raise AssertionError(f"missing: {missing}")
+    if missing:
+        pytest.skip(f"needs {' and '.join(missing)} on this machine")
 
 
 @contextmanager

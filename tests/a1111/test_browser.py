@@ -4,7 +4,6 @@ Screenshots go to `.lab/screenshots/`. With `--webui DIR` the same scenario runs
 """
 
 import base64
-import importlib.util
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,12 +21,7 @@ P = browser.PREFIX
 
 @pytest.fixture
 def page(webui_or_real: lab.Server) -> Iterator[Any]:
-    missing = [] if importlib.util.find_spec("playwright") else ["the package playwright"]
-    missing += [] if browser.chromium() else ["Chromium"]
-    if missing and lab.REQUIRED:
-        raise AssertionError(f"missing: {missing}")
-    if missing:
-        pytest.skip(f"needs {' and '.join(missing)} on this machine")
+    browser.require()
     with browser.opened(webui_or_real.url, dark=webui_or_real.kind == "forge") as opened:
         yield opened
 

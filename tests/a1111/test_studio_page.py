@@ -1,6 +1,5 @@
 """The studio as `python install.py studio` starts it, in headless Chromium; the screenshot is in `.lab`."""
 
-import importlib.util
 import socket
 import subprocess
 import sys
@@ -20,13 +19,7 @@ SECONDS = 120  # for the start on a busy machine
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    parts = {name: importlib.util.find_spec(name) for name in ("gradio", "playwright")}
-    missing = [name for name, found in parts.items() if found is None]
-    missing += [] if browser.chromium() else ["Chromium"]
-    if missing and lab.REQUIRED:
-        raise AssertionError(f"missing: {missing}")
-    if missing:
-        pytest.skip(f"needs {' and '.join(missing)}")
+    browser.require("gradio")
     folder = tmp_path_factory.mktemp("studio")
     adapters.words_adapter("gender-words", {"female": "female", "male": "male"}).write(
         folder / "gender-words.safetensors"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..figures import subplots, to_png
 from .methods import EXACT, Method
 
 OURS = ("both_branches", "conditional", "cached", "subset")
@@ -165,16 +165,11 @@ def worst(measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
 
 def plot(measurements: Sequence[Measurement]) -> bytes | None:
     """A PNG of all sweeps, one row for each model; None if there are none."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     swept = [m for m in measurements if m.sweeps]
     if not swept:
         return None
     wide = max(len(m.sweeps) for m in swept)
-    figure, axes = plt.subplots(len(swept), wide, figsize=(5 * wide, 3.6 * len(swept)), squeeze=False)
+    figure, axes = subplots(len(swept), wide, 5 * wide, 3.6 * len(swept))
     for row, measurement in zip(axes, swept):
         for axis, (title, sweep) in zip(row, measurement.sweeps.items()):
             for name, values in sweep.items():
@@ -187,8 +182,4 @@ def plot(measurements: Sequence[Measurement]) -> bytes | None:
             axis.set_ylabel("MiB above the weights" if "memory" in title else "seconds per iteration")
             axis.set_ylim(bottom=0)
             axis.legend(fontsize=7)
-    figure.tight_layout()
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    plt.close(figure)
-    return data.getvalue()
+    return to_png(figure)

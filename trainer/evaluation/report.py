@@ -14,7 +14,7 @@ from PIL import Image
 
 from ...shared.adapter import FairnessAdapter
 from ...shared.attributes import Attribute, TargetDistribution
-from ...shared.bar_grid import draw_legend
+from ...shared.bar_grid import draw_legend, hex_colour
 from ...shared.bars import FaceBars, class_colour, draw_faces, ordered
 from ...shared.drawing import INK, PAPER, draw_text, fit_text
 from ...shared.tensor_file import write_bytes
@@ -214,9 +214,7 @@ class Report:
             if attribute.name in self.target.names:
                 marginal = self.target.marginal(attribute.name)
                 lines = [float(marginal[: k + 1].sum()) for k in range(len(attribute) - 1)]
-            colours = [
-                "#{:02x}{:02x}{:02x}".format(*class_colour(attribute, k)) for k in range(len(attribute))
-            ]
+            colours = [hex_colour(class_colour(attribute, k)) for k in range(len(attribute))]
             rows = [
                 {"name": prompt.name, **{model: table[attribute.name][i] for model, table in tables.items()}}
                 for i, prompt in enumerate(self.prompts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torchvision.transforms.functional import gaussian_blur
 
 WINDOW = slice(64, 192)  # px of an aligned face's 256: from brow to mouth, no hair and no background
 SIGMA = 3.0  # px; wrinkles, pores and smears are finer, eyes and shading coarser
@@ -18,11 +18,6 @@ def skin_texture(faces: Tensor) -> Tensor:
     different tone compare; 0 for a smooth face.
     """
     light = torch.einsum("nchw,c->nhw", faces.float(), faces.new_tensor(LUMINANCE).float())[:, None]
-    radius = round(3 * SIGMA)
-    places = torch.arange(-radius, radius + 1, device=faces.device, dtype=torch.float32)
-    weights = torch.exp(-places.square() / (2 * SIGMA**2))
-    weights = weights / weights.sum()
-    blurred = F.conv2d(F.pad(light, (radius, radius, 0, 0), mode="reflect"), weights.view(1, 1, 1, -1))
-    blurred = F.conv2d(F.pad(blurred, (0, 0, radius, radius), mode="reflect"), weights.view(1, 1, -1, 1))
+    blurred = gaussian_blur(light, [2 * round(3 * SIGMA) + 1] * 2, [SIGMA] * 2)
     contrast = (light - blurred) / blurred.clamp_min(1 / 255)
     return contrast[:, 0, WINDOW, WINDOW].square().mean(dim=(1, 2)).sqrt()
