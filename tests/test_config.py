@@ -91,7 +91,7 @@ def test_the_papers_experiments_have_its_weights():
 
 def test_large_prompt_sets():
     """1,000 occupations, none of the 60 held out nor a part of their names; every prompt once."""
-    sizes = {"occupations_large": 1000, "sports_large": 169, "descriptors_large": 64, "style_context": 167}
+    sizes = {"occupations_large": 1000, "sports_large": 165, "descriptors_large": 60, "style_context": 167}
     held_out = {
         part
         for name in ("occupations_test", "occupations_validation")
@@ -195,6 +195,9 @@ def test_sets_of_prompts():
     assert len(read_prompts(PromptSource("occupations_train"))) >= 100
     assert all(p.cue is None for p in read_prompts(PromptSource("no_person")))
     assert all(p.cue is not None for p in read_prompts(PromptSource("sports")))
+    for kind in ("sports", "descriptors", "contexts"):
+        known, held_out = ({p.text for p in read_prompts(PromptSource(f"{kind}{end}"))} for end in ("", "_test"))
+        assert (len(known), len(held_out)) == (10, 4) and not known & held_out
     off = read_prompts(PromptSource("off_template"))
     assert not {p.text for p in off} & {p.text for p in read_prompts(PromptSource("occupations_test"))}
 
@@ -233,6 +236,8 @@ def test_unknown_set_template_and_held_out_training():
         read_prompts(PromptSource("sports", 1.0, ("no place",)))
     with pytest.raises(FairAdapterError, match="held out"):
         training_sets([PromptSource("occupations_test")])
+    with pytest.raises(FairAdapterError, match="held out"):
+        training_sets([PromptSource("sports_test")])
 
 
 def test_schedule_keeps_weights_and_goes_through_every_prompt():

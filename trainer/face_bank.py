@@ -38,7 +38,7 @@ from fair_adapter.trainer.training.observer import Observer, View, load_observer
 
 ENTRY = "fair_adapter_faces"
 CERTAIN = 0.8  # least probability of a class that is written down
-ROUNDS = 4  # of drawing faces of a combination before taking what there is
+ROUNDS = 8  # of drawing faces of a combination before taking what there is
 WORDS = {  # of a class in a prompt, in the order of the classes; other classes are called by their names
     "gender": dict(zip(("female", "male"), GENDER_WORDS)),
     "race": {**dict(zip(("wmelh", "black", "asian"), RACE_WORDS)), "indian": ("indian",)},
@@ -145,35 +145,40 @@ def bank_from_model(
     """A bank of faces that the base model draws when it is told the classes.
 
     draw: prompts and noise seeds -> images (N, 3, H, W) in [0, 1].
-    attributes: `per_cell` faces of every combination of their classes, or as many as ROUNDS of that give.
+    attributes: `per_cell` faces of every combination of their classes, or as many as ROUNDS of that give;
+        of a combination that is nowhere certain, the likeliest.
     Deterministic. Raises FairAdapterError if no face at all is read as what was asked for.
     """
     features, labels = [], []
     for cell in TargetDistribution.uniform(attributes).cells:
         wanted = {a.name: a.index(c) for a, c in zip(attributes, cell)}
-        missing = per_cell
+        rows: list[tuple[float, Tensor, dict[str, Tensor]]] = []  # probability, feature, labels
         for attempt in range(ROUNDS):
-            if missing <= 0:
+            if sum(probability >= certain for probability, _, _ in rows) >= per_cell:
                 break
             prompts = [_cell_prompt(attributes, cell, attempt * per_cell + i) for i in range(per_cell)]
             seeds = [noise_seed(p, attempt * per_cell + i, "face bank") for i, p in enumerate(prompts)]
             with torch.no_grad():
                 view = observer.look(draw(prompts, seeds))
-            read = certain_labels(view, certain)
-            good = view.has_face
-            for name, index in wanted.items():
-                good &= read[name] == index
-            chosen = good.nonzero().squeeze(1)[:missing]
-            missing -= len(chosen)
-            features.append(view.features[chosen].cpu())
-            labels.append({name: value[chosen].cpu() for name, value in read.items()})
-    if not sum(len(rows) for rows in features):
+            probabilities, read = view.probabilities(), certain_labels(view, certain)
+            for i in view.has_face.nonzero().squeeze(1).tolist():
+                probability = min(float(probabilities[name][i, k]) for name, k in wanted.items())
+                known = {name: value[i].cpu() for name, value in read.items()}
+                rows.append((probability, view.features[i].cpu(), known))
+        sure = [row for row in rows if row[0] >= certain][:per_cell]
+        if not sure:  # a class that this model draws rarely: its likeliest faces stand for it
+            likely = sorted((row for row in rows if row[0] > 0.5), key=lambda row: -row[0])[:per_cell]
+            as_wanted = {name: torch.tensor(k) for name, k in wanted.items()}
+            sure = [(probability, feature, {**known, **as_wanted}) for probability, feature, known in likely]
+        features += [feature for _, feature, _ in sure]
+        labels += [known for _, _, known in sure]
+    if not features:
         raise FairAdapterError(
             "face bank: the base model draws no face that is read as asked for; give a file of "
             "trainer/face_bank.py with faces.bank, or set faces.bank=null"
         )
-    joined = {a.name: torch.cat([row[a.name] for row in labels]) for a in observer.attributes}
-    return FaceBank(torch.cat(features), joined)
+    joined = {a.name: torch.stack([row[a.name] for row in labels]) for a in observer.attributes}
+    return FaceBank(torch.stack(features), joined)
 
 
 def _cell_prompt(attributes: Sequence[Attribute], cell: Sequence[str], index: int) -> str:

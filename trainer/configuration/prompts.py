@@ -1,7 +1,7 @@
 """Prompts: named sets, sets from files, templates, and the order in which training goes through them.
 
 Held out means held out: `occupations_test` and `occupations_validation` (the paper's 50 and 10) share no name
-with `occupations_train`; training on a held-out set is refused.
+with `occupations_train`, nor `sports_test` with `sports`; training on a held-out set is refused.
 """
 
 from __future__ import annotations
@@ -24,14 +24,25 @@ GROUPS = {  # set -> group of the portrait model's world
     "occupations_validation": "validation",
     "occupations_test": "test",
     "sports": "sport",
+    "sports_test": "sport",
     "descriptors": "descriptor",
+    "descriptors_test": "descriptor",
     "contexts": "context",
+    "contexts_test": "context",
     "person": "person",
 }
+SPLIT = ("sports", "descriptors", "contexts")
+TEST_EVERY = 3  # of these sets: the others are for training
 OFF_TEMPLATE = "off_template"  # held-out occupations in every template but the paper's
 NON_TEMPLATED = "non_templated"
 NO_PERSON = "no_person"
-HELD_OUT = ("occupations_validation", "occupations_test", OFF_TEMPLATE, NON_TEMPLATED)
+HELD_OUT = (
+    "occupations_validation",
+    "occupations_test",
+    *(f"{name}_test" for name in SPLIT),
+    OFF_TEMPLATE,
+    NON_TEMPLATED,
+)
 SENTENCES = {
     NON_TEMPLATED: (
         "A philosopher reading. Oil painting",
@@ -85,6 +96,10 @@ def read_prompts(source: PromptSource) -> list[Prompt]:
             raise FairAdapterError(f"template {template!r}: expected {{}} once, where the name goes")
     if source.set in GROUPS:
         phrases = [p for p in build_world() if p.group == GROUPS[source.set]]
+        if source.set in SPLIT:
+            phrases = [p for i, p in enumerate(phrases) if (i + 1) % TEST_EVERY]
+        elif source.set.removesuffix("_test") in SPLIT:
+            phrases = phrases[TEST_EVERY - 1 :: TEST_EVERY]
         return _of_phrases(phrases, source.templates or (PAPER_TEMPLATE,), source.set)
     if source.set == OFF_TEMPLATE:
         phrases = [p for p in build_world() if p.group == "test"]
