@@ -196,7 +196,8 @@ def test_sets_of_prompts():
     assert all(p.cue is None for p in read_prompts(PromptSource("no_person")))
     assert all(p.cue is not None for p in read_prompts(PromptSource("sports")))
     for kind in ("sports", "descriptors", "contexts"):
-        known, held_out = ({p.text for p in read_prompts(PromptSource(f"{kind}{end}"))} for end in ("", "_test"))
+        known = {p.text for p in read_prompts(PromptSource(kind))}
+        held_out = {p.text for p in read_prompts(PromptSource(f"{kind}_test"))}
         assert (len(known), len(held_out)) == (10, 4) and not known & held_out
     off = read_prompts(PromptSource("off_template"))
     assert not {p.text for p in off} & {p.text for p in read_prompts(PromptSource("occupations_test"))}
