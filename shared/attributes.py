@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -256,7 +257,8 @@ def _number(text: str, block: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise FairAdapterError(f"target {block!r}: {text.strip()!r} is not a number") from None
+        remedy = "; write ';' between attributes" if "=" in text else ""
+        raise FairAdapterError(f"target {block!r}: {text.strip()!r} is not a number{remedy}") from None
 
 
 def _block_table(block: Sequence[Attribute], shares: Any) -> Any:
@@ -269,12 +271,14 @@ def _block_table(block: Sequence[Attribute], shares: Any) -> Any:
     if not isinstance(shares, Mapping):
         return shares
     table = np.zeros(shape)
+    expected = "*".join(a.name for a in block)
     for cell, share in shares.items():
-        parts = cell.split("*") if isinstance(cell, str) else list(cell)
-        if len(parts) != len(block):
-            expected = "*".join(a.name for a in block)
+        parts = cell.split("*") if isinstance(cell, str) else cell
+        if not isinstance(parts, Sequence) or len(parts) != len(block):
             raise FairAdapterError(f"target {expected}: cell {cell!r} needs one class for each of {expected}")
-        table[tuple(a.index(p.strip()) for a, p in zip(block, parts))] = share
+        if isinstance(share, bool) or not isinstance(share, Real):
+            raise FairAdapterError(f"target {expected}: the share of {cell!r} is no number: {share!r}")
+        table[tuple(a.index(str(p).strip()) for a, p in zip(block, parts))] = share
     return table
 
 

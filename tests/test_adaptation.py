@@ -148,6 +148,10 @@ def test_the_negative_prompt_gets_no_tokens_unless_asked() -> None:
     both = trained(model, config=AdaptationConfig(soft_tokens=5, negative_tokens=True))
     with both:
         assert not torch.allclose(both.guidance(PROMPTS, 2.0).unconditional["text"], plain, atol=1e-3)
+        trained_with = both.guidance(PROMPTS, 2.0).unconditional["text"]
+    weights = exported(both).at(None)
+    with Adaptation.from_weights(model, weights, exported(both).negative_tokens) as measured:
+        assert torch.allclose(measured.guidance(PROMPTS, 2.0).unconditional["text"], trained_with, atol=1e-5)
     assert exported(both).negative_tokens and not exported(adaptation).negative_tokens
     assert Adaptation.from_adapter(model, exported(both)).negative_tokens
 

@@ -86,6 +86,7 @@ def test_table_dict_and_tensor_forms_agree():
         ("gender=", "expected 'attribute=shares'"),
         ("gender=50/50/0", "shape (2,), found shape (3,)"),
         ("gender=most", "is not a number"),
+        ("gender=50/50,race=equal", "write ';' between attributes"),
         ("race*age=black:100", "one class for each of race*age"),
         ("", "empty"),
     ],
@@ -105,6 +106,10 @@ def test_bad_tables_and_attributes():
         TargetDistribution.from_dict({"gender": "same"})
     with pytest.raises(FairAdapterError, match="distinct"):
         Attribute("hair", ("dark", "dark"))
+    malformed = ({"female": "half", "male": 50}, {1: 50, "male": 50}, {"female": [50], "male": 50})
+    for shares in malformed:
+        with pytest.raises(FairAdapterError, match="target gender: "):
+            TargetDistribution.from_dict({"gender": shares})
     for name in ("a=b", "a*b", "a;b", "Gender", ""):
         with pytest.raises(FairAdapterError, match="lower-case word"):
             Attribute(name, ("x", "y"))

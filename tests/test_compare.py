@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import open_clip
 import pytest
 import torch
 
-from fair_adapter.shared.adapter_info import AdapterInfo
+from fair_adapter.shared.adapter import FairnessAdapter
+from fair_adapter.shared.adapter_info import AdapterInfo, BaseModel
 from fair_adapter.shared.adapter_target import TargetSpace
 from fair_adapter.shared.attributes import AGE, GENDER, RACE, TargetDistribution
 from fair_adapter.shared.errors import FairAdapterError
@@ -52,6 +54,20 @@ def common(pipeline: Path, folder: Path) -> list[str]:
     options = {"model": pipeline, "detector": "fixed", "images": 2, "steps": 2, "limit": 3, "guidance": 2}
     options |= {"independent": "none", "encoder": "none", "cache": folder / "cache", "out": folder / "out"}
     return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+def test_an_adapter_of_another_kind_is_refused_before_anything_is_drawn(pipeline, adapter, tmp_path, capsys):
+    file, ours = tmp_path / "other.safetensors", FairnessAdapter.read(adapter)
+    replace(ours, info=replace(ours.info, base=BaseModel("SDXL", "sdxl"))).write(file)
+    assert evaluate.main([*common(pipeline, tmp_path), "--adapter", str(file)]) == 2
+    assert "sdxl" in capsys.readouterr().err.lower()
+    assert compare.main([*common(pipeline, tmp_path), f"+{adapter}", f"+{file}"]) == 2
+    assert compare.main([*common(pipeline, tmp_path), f"+{adapter}", "--strength", "nan"]) == 2
+    assert not (tmp_path / "cache").exists()
+    replace(ours, info=replace(ours.info, base=replace(ours.info.base, hash="others"))).write(file, True)
+    capsys.readouterr()
+    assert evaluate.main([*common(pipeline, tmp_path), "--adapter", str(file)]) == 0
+    assert "other weights" in capsys.readouterr().err
 
 
 # ---- processes

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ from fair_adapter.trainer.evaluation import generation
 from fair_adapter.trainer.face_chain import convert_semantics
 from fair_adapter.trainer.training.bank import Entry, ReferenceBank
 from fair_adapter.trainer.training.encoders import EmbeddedEncoder, load_encoders
+from fair_adapter.trainer.training.logs import Log
 from fair_adapter.trainer.training.observer import load_observer
 from fair_adapter.trainer.training.optimizer import Optimizer
 from fair_adapter.trainer.training.processes import Processes
@@ -323,7 +325,33 @@ def test_full_disk_leaves_earlier_results(config, tmp_path, monkeypatch, capsys)
     assert {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()} == before
 
 
+def test_a_disk_that_is_full_from_some_iteration_on_says_so(training, tmp_path):
+    log = Log(tmp_path, training.config.run, 0, {})
+    log._lines.close()
+    made_room = pytest.raises(FairAdapterError, match=r"No space left on device\); make room")
+    with suppress(OSError), open("/dev/full", "w") as log._lines, made_room:  # closing it fails once more
+        log.iteration(training.iterate(0), {})
+
+
+def test_an_adapter_that_could_not_be_written_at_the_start_locks_no_folder(config, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise FairAdapterError("No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(FairnessAdapter, "write", full)
+        with pytest.raises(FairAdapterError, match="No space"):
+            train.train(config("optimizer.iterations=1"))
+    path, finished = train.train(config("optimizer.iterations=1"))
+    assert finished and path.exists()
+
+
 # ---- processes
+
+
+def test_machines_that_do_not_share_their_folder_are_told(config, monkeypatch):
+    monkeypatch.setattr(Processes, "gather_objects", lambda self, mine: [mine, [7]])
+    with pytest.raises(FairAdapterError, match=r"not the same folder on all machines.*run\.output"):
+        train.train(config())
 
 
 def test_two_processes_give_the_update_of_one(config, tmp_path):

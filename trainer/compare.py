@@ -77,7 +77,8 @@ def compare(options: argparse.Namespace) -> Comparison:
     columns: list[Column] = []
     for entry in entries:
         if entry.model not in benches:
-            bench = evaluate.open_bench(options, entry.model)
+            mine = [adapters[e.adapter] for e in entries if e.model == entry.model and e.adapter is not None]
+            bench = evaluate.open_bench(options, entry.model, *mine)
             plan = evaluate.plan_for(options, entry.model)
             equal = bench.observer.target(";".join(f"{a.name}=equal" for a in bench.attributes[:2]))
             benches[entry.model] = (bench, plan, bench.original(prompts, plan, equal))

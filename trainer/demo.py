@@ -42,6 +42,7 @@ def run(config: Config, command: str) -> int:
     from fair_adapter.trainer.evaluation.measuring import Bench, Instruments
     from fair_adapter.trainer.evaluation.readings import Plan
     from fair_adapter.trainer.evaluation.report import Report
+    from fair_adapter.trainer.training.logs import logged_seconds
     from fair_adapter.trainer.training.processes import Processes
     from fair_adapter.trainer.training.setup import guidance_scale, model_folder
 
@@ -61,12 +62,15 @@ def run(config: Config, command: str) -> int:
     original = bench.original(prompts, plan, target)
 
     print(f"2 of 3: training an adapter for {target.to_text()}")
-    before = time.perf_counter()
+    output, before, earlier = Path(config.run.output), time.perf_counter(), None
+    if (output / "adapter.safetensors").is_file():
+        earlier = (output / "adapter.safetensors").read_bytes()
     path, finished = train(config)
     if not finished:
         print("stopped and saved; the same command goes on from here", file=sys.stderr)
         return STOPPED
-    bench.seconds["training"] = time.perf_counter() - before
+    bench.seconds["training"] = max(time.perf_counter() - before, logged_seconds(output))
+    new = path.read_bytes() != earlier
 
     print(f"3 of 3: measuring {path} with the same noises")
     adapter = FairnessAdapter.read(path)
@@ -89,11 +93,12 @@ def run(config: Config, command: str) -> int:
             "adapter": str(path),
         },
     )
-    files = report.write(Path(config.run.output))
-    recorded = report.record(adapter)
-    if recorded.info != adapter.info:
-        recorded.write(path, overwrite=True)
     print_summary(report)
+    if not new and not bench.reader.drawn and (output / "report.json").is_file():
+        print(f"nothing to draw or to train; {output / 'report.html'} is there")
+        return 0
+    files = report.write(output)
+    report.record(adapter).write(path, overwrite=True)
     print(f"wrote {', '.join(str(f) for f in files)}")
     return 0
 

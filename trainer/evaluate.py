@@ -42,7 +42,7 @@ from fair_adapter.trainer.evaluation.readings import REMEDY, Plan
 from fair_adapter.trainer.evaluation.report import Measured, Report
 from fair_adapter.trainer.tables import print_table
 from fair_adapter.trainer.training.memory import memory_told
-from fair_adapter.trainer.training.processes import Processes
+from fair_adapter.trainer.training.processes import Processes, check_device
 from fair_adapter.trainer.training.setup import DTYPES, guidance_scale, model_folder
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def evaluate(options: argparse.Namespace) -> Report:
     more = {name: read_set(name, options) for name in options.also}
     adapter = FairnessAdapter.read(options.adapter) if options.adapter else None
     scales = options.guidance or [guidance_scale(None, options.model)]
-    bench = open_bench(options, options.model)
+    bench = open_bench(options, options.model, *([adapter] if adapter else []))
     target = _target(adapter, options, bench)
 
     def measure(chosen: list[Prompt], scale: float) -> tuple[Measured, Measured | None]:
@@ -86,8 +86,11 @@ def evaluate(options: argparse.Namespace) -> Report:
     )
 
 
-def open_bench(options: argparse.Namespace, model: str) -> Bench:
-    """A base model with the instruments that the options name."""
+def open_bench(options: argparse.Namespace, model: str, *adapters: FairnessAdapter) -> Bench:
+    """A base model with the instruments that the options name.
+
+    Raises FairAdapterError, before anything is measured, if one of the adapters can't be measured on it.
+    """
     instruments = Instruments(
         options.classifier,
         None if options.independent == "none" else options.independent,
@@ -101,7 +104,12 @@ def open_bench(options: argparse.Namespace, model: str) -> Bench:
     if processes is not None:
         device = processes.device
     config = _model(options, model)
-    return Bench(model_folder(model), instruments, device, config=config, processes=processes)
+    bench = Bench(model_folder(model), instruments, device, config=config, processes=processes)
+    for adapter in adapters:
+        adapter.at(None, options.strength)
+        for warning in bench.check(adapter):
+            print(f"warning: {warning}", file=sys.stderr)
+    return bench
 
 
 def _model(options: argparse.Namespace, path: str) -> ModelConfig:
@@ -232,6 +240,7 @@ def check(options: argparse.Namespace) -> None:
     """Raises FairAdapterError for numbers that make no sense."""
     if options.images < 1 or options.steps < 1 or options.batch < 1 or options.limit < 0:
         raise FairAdapterError("--images, --steps and --batch: expected 1 or more, --limit 0 or more")
+    check_device(options.device, "--device")
     if getattr(options, "record", False) and not options.adapter:
         raise FairAdapterError("--record: expected an adapter to write into; name one with --adapter")
 

@@ -60,7 +60,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     adapter.add_argument("file", type=Path)
     adapter.add_argument("--target", help="e.g. gender=50/50 (default: the one it was trained for)")
     adapter.add_argument("--strength", type=float, default=1.0)
-    adapter.add_argument("--name", help="of the files (default: the adapter's)")
+    adapter.add_argument("--name", help="of the files (default: that of the adapter's file)")
     adapter.add_argument("--out", type=Path, default=Path("runs/export"), help="folder")
     adapter.set_defaults(run=export_at_target)
     official = commands.add_parser("official", help="the official release's .pth files as an adapter")

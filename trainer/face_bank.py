@@ -35,6 +35,7 @@ from fair_adapter.shared.tensor_file import read_tensors, serialise, write_bytes
 from fair_adapter.trainer.portrait.phrases import AGE_WORDS, GENDER_WORDS, RACE_WORDS, TRAIN
 from fair_adapter.trainer.tables import print_table
 from fair_adapter.trainer.training.observer import Observer, View, load_observer
+from fair_adapter.trainer.training.processes import check_device
 
 ENTRY = "fair_adapter_faces"
 CERTAIN = 0.8  # least probability of a class that is written down
@@ -207,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         files = picture_files(options.folder)
-        observer = load_observer(options.classifier, device=options.device)
+        observer = load_observer(options.classifier, device=check_device(options.device, "--device"))
         bank, lost = bank_from_folder(files, observer, options.certain)
         write_bank(bank, options.out, observer)
     except (FairAdapterError, OSError, RuntimeError) as error:

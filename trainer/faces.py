@@ -32,6 +32,7 @@ from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.images import image_files, open_image, to_tensor
 from fair_adapter.shared.reader import FaceReader, PictureReading
 from fair_adapter.trainer.tables import print_table
+from fair_adapter.trainer.training.processes import check_device
 
 OVERVIEW = 120  # pictures on the overview
 TILE = 256  # px
@@ -84,7 +85,8 @@ def run(options: argparse.Namespace) -> int:
     """Reads, draws and prints; returns the exit code."""
     files = image_files(options.path)
     targets = output_paths(files, options.out)
-    reader = FaceReader(options.classifier, options.device, options.all_faces, options.certain)
+    device = check_device(options.device, "--device")
+    reader = FaceReader(options.classifier, device, options.all_faces, options.certain)
     names = [a.name for a in reader.attributes]
     prepare_folder(options.out)
     rows: list[list[str]] = []

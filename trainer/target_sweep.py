@@ -94,7 +94,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
         )
     targets = [adapter.targets.resolve(text).target for text in options.targets]
     prompts = evaluate.read_set(options.prompts, options)
-    bench = evaluate.open_bench(options, options.model)
+    bench = evaluate.open_bench(options, options.model, adapter)
     plan = evaluate.plan_for(options, options.model)
     original = bench.original(prompts, plan, adapter.targets.default)
 

@@ -48,6 +48,11 @@ def train(config: Config, watch: Callable[[int], None] = lambda iteration: None)
     path = folder / "adapter.safetensors"
     processes = Processes(run.device, config.optimizer.images)
     done = check_folder(folder, path, config)
+    if len({each for (each,) in processes.gather_objects([done])}) > 1:
+        raise FairAdapterError(
+            f"{folder}: is not the same folder on all machines of this run; choose a run.output that they "
+            "share"
+        )
     if done >= total and path.exists():
         return path, True
     with Progress(run.name, total, done, quiet=not processes.first) as progress:
@@ -57,11 +62,16 @@ def train(config: Config, watch: Callable[[int], None] = lambda iteration: None)
         running = Running()
 
         def save() -> None:
-            """The adapter first: a checkpoint says that everything up to it is written."""
-            if processes.first:
-                with training.optimizer.averaged():
-                    adapter = training.adaptation.to_adapter(adapter_info(training, iteration))
-                    adapter.write(path, overwrite=True)
+            """The adapter first: a checkpoint says that everything up to it is written. The very first time
+            the checkpoint: an adapter without one is nothing to go on from."""
+            if not processes.first:
+                return
+            if not iteration:
+                save_state(folder, iteration, training.optimizer, config)
+            with training.optimizer.averaged():
+                adapter = training.adaptation.to_adapter(adapter_info(training, iteration))
+                adapter.write(path, overwrite=True)
+            if iteration:
                 save_state(folder, iteration, training.optimizer, config)
 
         if not iteration or not path.exists():

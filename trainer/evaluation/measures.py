@@ -26,8 +26,8 @@ from ...shared.errors import FairAdapterError
 from ...shared.metrics import (
     class_counts,
     frequencies,
+    joint_labels,
     measure_bias,
-    measure_joint,
     target_error,
     target_error_floor,
 )
@@ -55,11 +55,10 @@ def summarise(
     result["text_alignment"] = cue_share(readings, prompts)
     result["identity_diversity"] = identity_diversity(readings)
     result["identity_diversity_alike"] = identity_diversity(readings, alike=True)
-    result["image_similarity"] = 1.0 if original is None else image_similarity(readings, original)
+    result["image_similarity"] = image_similarity(readings, original)
     if len(encoders) > 1:
         result["image_similarities"] = {
-            name: 1.0 if original is None else image_similarity(readings, original, i)
-            for i, name in enumerate(encoders)
+            name: image_similarity(readings, original, i) for i, name in enumerate(encoders)
         }
     if readings and all(len(r.texts) for r in readings):
         result["clip_t"] = float(np.mean([r.texts.mean() for r in readings]))
@@ -78,26 +77,26 @@ def bias_figures(
     figures: dict[str, Any] = {}
     columns = {a.name: [rows[:, i] for rows in labels] for i, a in enumerate(attributes)}
     for attribute in attributes:
-        figures[attribute.name] = _figures(columns[attribute.name], attribute, target)
+        figures[attribute.name] = _figures(columns[attribute.name], [attribute], target)
     pair = [a for a in attributes if a.name in ("gender", "race")]
     if len(pair) == 2:
-        try:
-            figures["gender_x_race"] = measure_joint(columns, pair).to_dict()
-        except FairAdapterError:
-            figures["gender_x_race"] = None
+        figures["gender_x_race"] = _figures(joint_labels(columns, pair), pair, target)
     return figures
 
 
 def _figures(
-    labels: Sequence[np.ndarray], attribute: Attribute, target: TargetDistribution | None
+    labels: Sequence[np.ndarray], attributes: Sequence[Attribute], target: TargetDistribution | None
 ) -> dict[str, Any] | None:
+    """Of the classes of one attribute, or of the cells of several, in row-major order."""
+    cells = ["*".join(cell) for cell in TargetDistribution.uniform(attributes).cells]
     try:
-        counts = class_counts(labels, len(attribute))
+        counts = class_counts(labels, len(cells))
     except FairAdapterError:  # not one face
         return None
-    table = measure_bias(labels, attribute.classes).to_dict()
-    if target is not None and attribute.name in target.names:
-        wanted = target.marginal(attribute.name)
+    table = measure_bias(labels, cells).to_dict()
+    # an adapter's target may be of another classifier's classes, such as four races for these three
+    if target is not None and set(attributes) <= set(target.attributes):
+        wanted = target.marginal(*(a.name for a in attributes)).reshape(-1)
         table["target_error"] = float(target_error(frequencies(counts), wanted).mean())
         table["target_floor"] = float(
             np.mean([target_error_floor(int(n), wanted) for n in counts.sum(axis=1)])
@@ -129,11 +128,16 @@ def identity_diversity(readings: Sequence[Readings], alike: bool = False) -> flo
 
 
 def image_similarity(
-    readings: Sequence[Readings], original: Sequence[Readings], encoder: int = 0
+    readings: Sequence[Readings], original: Sequence[Readings] | None, encoder: int = 0
 ) -> float | None:
-    """Mean cosine of the image features of pictures of the same prompt and noise; None without an encoder."""
+    """Mean cosine of the image features of pictures of the same prompt and noise; None without an encoder.
+
+    original: None where these are its readings.
+    """
     if not readings or not readings[0].features.shape[1]:
         return None
+    if original is None:
+        return 1.0
     pairs = [(r.encoded()[encoder], o.encoded()[encoder]) for r, o in zip(readings, original)]
     return float(np.mean([(a * b).sum(axis=1).mean() for a, b in pairs]))
 

@@ -93,6 +93,13 @@ class Bench:
         """Those that the classifier of training reads."""
         return self.observer.attributes
 
+    def check(self, adapter: FairnessAdapter) -> tuple[str, ...]:
+        """Warnings where an adapter was trained on other weights of the model's kind.
+
+        Raises FairAdapterError for an adapter of another kind of model.
+        """
+        return adapter.check_base(self.model.describe(self.name))
+
     def original(self, prompts: Sequence[Prompt], plan: Plan, target: TargetDistribution) -> Measured:
         """The base model's figures."""
         readings = self._read(self.model, self.identity, prompts, plan, "original")
@@ -111,13 +118,15 @@ class Bench:
 
         Raises FairAdapterError for an adapter of another base model.
         """
-        adapter.check_base(self.model.describe(self.name))
+        self.check(adapter)
         weights = adapter.at(target, strength)
         identity = f"{self.identity} {weights.content_hash}"
+        if adapter.negative_tokens:
+            identity += " before the negative prompt too"
         if not weights.soft and not weights.lora:
             readings = self._read(self.model, self.identity, prompts, plan, "strength 0")
             return Measured(self._figures(readings, prompts, weights.target, original), readings)
-        with Adaptation.from_weights(self.model, weights) as adaptation:
+        with Adaptation.from_weights(self.model, weights, adapter.negative_tokens) as adaptation:
             readings = self._read(adaptation.adapted(), identity, prompts, plan, "with the adapter")
         return Measured(self._figures(readings, prompts, weights.target, original), readings)
 

@@ -119,10 +119,15 @@ class Adaptation(nn.Module):
         return cls._from_tensors(model, adapter.targets, adapter.tensors, adapter.negative_tokens)
 
     @classmethod
-    def from_weights(cls, model: DiffusionModel, weights: AdapterWeights) -> Adaptation:
-        """What a host does with `FairnessAdapter.at`: plain soft tokens and a plain LoRA, for one target."""
+    def from_weights(
+        cls, model: DiffusionModel, weights: AdapterWeights, negative: bool = False
+    ) -> Adaptation:
+        """What a host does with `FairnessAdapter.at`: plain soft tokens and a plain LoRA, for one target.
+
+        negative: put the soft tokens before the negative prompt too.
+        """
         soft = {f"fair.soft.{encoder}": value for encoder, value in weights.soft.items()}
-        return cls._from_tensors(model, TargetSpace(weights.target), {**soft, **weights.lora}, False)
+        return cls._from_tensors(model, TargetSpace(weights.target), {**soft, **weights.lora}, negative)
 
     @classmethod
     def _from_tensors(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def logged_seconds(folder: Path) -> float:
+    """What the iterations in a folder's log took together, in however many calls."""
+    lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
+    return float(sum(json.loads(line)["seconds"] for line in lines))
+
+
 class Log:
     """Writes into `folder`; lines of iterations that the checkpoint does not hold are dropped on resuming.
 
@@ -59,19 +67,21 @@ class Log:
         self.path = folder / FILE
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() and done else []
         write_bytes(self.path, "".join(line + "\n" for line in lines[:done]).encode(), overwrite=True)
-        self._lines = self.path.open("a", encoding="utf-8")
         self._board: Any = None
-        if run.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+        with self._written():
+            self._lines = self.path.open("a", encoding="utf-8")
+            if run.tensorboard:
+                from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
         self._wandb: Any = _wandb(run, folder, configuration) if run.wandb else None
 
     def iteration(self, outcome: Outcome, deviations: Mapping[str, float]) -> None:
         """One line, flushed: what was logged survives a kill."""
         table = record(outcome)
-        self._lines.write(json.dumps(table) + "\n")
-        self._lines.flush()
+        with self._written():
+            self._lines.write(json.dumps(table) + "\n")
+            self._lines.flush()
         scalars = {f"loss/{name}": value for name, value in table["loss"].items()}
         scalars |= {f"train/{name}": value for name, value in deviations.items()}
         scalars |= {f"train/{name}": table[name] for name in ("faces", "gradient_norm", "lr", "seconds")}
@@ -80,7 +90,8 @@ class Log:
     def sample(self, picture: Image.Image, measured: Mapping[str, float], iteration: int) -> None:
         """A picture of the samples and what was measured on them."""
         if self._board is not None:
-            self._board.add_image("samples", np.asarray(picture), iteration, dataformats="HWC")
+            with self._written():
+                self._board.add_image("samples", np.asarray(picture), iteration, dataformats="HWC")
         if self._wandb is not None:
             import wandb  # type: ignore[import-not-found]
 
@@ -90,10 +101,22 @@ class Log:
     def _scalars(self, scalars: Mapping[str, float | None], step: int) -> None:
         known = {name: value for name, value in scalars.items() if value is not None}
         if self._board is not None:
-            for name, value in known.items():
-                self._board.add_scalar(name, value, step)
+            with self._written():
+                for name, value in known.items():
+                    self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(known, step=step)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """Raises FairAdapterError for what a full disk raises."""
+        try:
+            yield
+        except OSError as error:
+            raise FairAdapterError(
+                f"{self.path.parent}: cannot be written ({error.strerror or error}); make room, the same "
+                "command goes on from the last checkpoint"
+            ) from error
 
     def close(self) -> None:
         self._lines.close()
@@ -111,6 +134,21 @@ def _wandb(run: RunConfig, folder: Path, configuration: Mapping[str, Any]) -> An
             "run.wandb: expected the package wandb, which is not installed; pip install wandb or set "
             "run.wandb=null"
         ) from error
-    return wandb.init(
-        project=run.wandb, name=run.name, dir=str(folder), config=dict(configuration), resume="allow"
-    )
+    mark = folder / "wandb_id.txt"  # a run that goes on keeps its page, one in a new folder gets its own
+    name = mark.read_text(encoding="utf-8").strip() if mark.is_file() else uuid.uuid4().hex[:8]
+    write_bytes(mark, name.encode(), overwrite=True)
+    try:
+        return wandb.init(
+            project=run.wandb,
+            id=name,
+            name=run.name,
+            dir=str(folder),
+            config=dict(configuration),
+            resume="allow",
+        )
+    except Exception as error:  # of the network, the login and the service, of many kinds
+        reason = " ".join(str(error).split())[:160]
+        raise FairAdapterError(
+            f"run.wandb: expected Weights & Biases to open a run, found {reason}; log in with `wandb login` "
+            "or set run.wandb=null"
+        ) from error

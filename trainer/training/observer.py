@@ -109,7 +109,7 @@ class Observer:
             known = ", ".join(a.name for a in self.attributes)
             raise FairAdapterError(
                 f"{error} (classifier {self.classifier.identity} reads {known}; choose another with "
-                "faces.classifier)"
+                "faces.classifier or --classifier)"
             ) from error
 
     def look(self, images: Tensor, found: Sequence[Face | None] | None = None) -> View:

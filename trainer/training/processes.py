@@ -19,6 +19,19 @@ T = TypeVar("T")
 PATIENCE = datetime.timedelta(minutes=30)  # with a process that does not answer: longer than an iteration
 
 
+def check_device(name: str, option: str) -> torch.device:
+    """A device that is there. Raises FairAdapterError, which names the option, for any other."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+        return device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # as PyTorch's builds have it
+        raise FairAdapterError(
+            f"{option}: expected cpu or a GPU that this PyTorch can use, found {name!r} "
+            f"({' '.join(str(error).split())[:80]}); install a CUDA build of PyTorch or choose cpu"
+        ) from error
+
+
 class Processes:
     """One process or many, on one machine or several (`accelerate launch`, `torchrun`).
 
@@ -31,11 +44,8 @@ class Processes:
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs
 
-        if device == "cuda" and not torch.cuda.is_available():
-            raise FairAdapterError(
-                "run.device: expected a CUDA GPU, found none; install a CUDA build of PyTorch or set "
-                "run.device=cpu"
-            )
+        if device != "auto":
+            check_device(device, "run.device")
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # raise in Python instead of aborting
         self._accelerator: Any = Accelerator(
             cpu=device == "cpu" or not torch.cuda.is_available(),

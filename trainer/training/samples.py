@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,8 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         picture.save(partial, format="PNG")
         partial.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
         raise FairAdapterError(
             f"{path}: cannot be written ({error.strerror or error}); choose another folder"
         ) from error
