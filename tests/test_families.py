@@ -21,6 +21,7 @@ from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.lora import LoraSet, peft_tensors
 from fair_adapter.shared.sampling import rollout
 from fair_adapter.shared.seeds import starting_noise
+from fair_adapter.tests.tiny_checkpoint import write_checkpoint
 from fair_adapter.tests.tiny_families import NAMES, pipeline, tiny
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
 from fair_adapter.trainer.families.base import DiffusionModel
@@ -258,6 +259,18 @@ def test_a_single_file_is_the_folder_that_it_was_made_of(tmp_path: Path) -> None
     with pytest.raises(FairAdapterError, match=r"go online once, or set model\.config") as caught:
         load(file)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["sd2", "sdxl"])
+def test_a_download_of_a_newer_family_is_its_folder(name: str, tmp_path: Path) -> None:
+    made, folder, file = pipeline(name), tmp_path / "folder", tmp_path / "model.safetensors"
+    made.save_pretrained(folder)
+    write_checkpoint(made, file)
+    one, other = load(folder), load(file, config=str(folder))
+    assert other.describe("x") == one.describe("x") and one.describe("x").architecture == name
+    for part, module in one.parts().items():
+        stored, read = module.state_dict(), other.parts()[part].state_dict()
+        assert stored.keys() == read.keys() and all(torch.equal(stored[k], read[k]) for k in stored), part
 
 
 def test_what_is_no_model_says_so_in_one_line(tmp_path: Path) -> None:
