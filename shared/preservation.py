@@ -110,6 +110,11 @@ class _ScaledGradient(torch.autograd.Function):
         return gradients[0] * ctx.saved_tensors[0], None
 
 
+def scale_gradient(values: Tensor, factor: Tensor | float) -> Tensor:
+    """The same values; their gradient times a factor that broadcasts to them."""
+    return _ScaledGradient.apply(values, torch.as_tensor(factor, dtype=values.dtype, device=values.device))
+
+
 def damp_faces(images: Tensor, boxes: Tensor, original_boxes: Tensor, factor: Tensor) -> Tensor:
     """The same images; their gradient is scaled by `factor` where the new and the original face box overlap.
 
@@ -125,7 +130,7 @@ def damp_faces(images: Tensor, boxes: Tensor, original_boxes: Tensor, factor: Te
     inside_y = (y >= low[:, 1:]) & (y < high[:, 1:])
     inside = inside_y[:, None, :, None] & inside_x[:, None, None, :]  # (N, 1, H, W)
     scale = torch.where(inside, factor[:, None, None, None].to(images.dtype), 1.0)
-    return _ScaledGradient.apply(images, scale)
+    return scale_gradient(images, scale)
 
 
 class _ProjectedClamp(torch.autograd.Function):

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from .errors import FairAdapterError
 
+USABLE = "use DDIM, Euler, DPM++ or UniPC (a flow-matching model: FlowMatchEuler, DPM++ or UniPC)"
 LINEARITY = 1e-4  # largest relative departure from superposition; float32 schedulers stay below 1e-6
 _SUSPECTS = (
     "clip_sample",
@@ -87,19 +88,23 @@ def linear_sampler(scheduler: Any, steps: int, **timestep_options: Any) -> Linea
     if int(steps) != steps or steps < 1:
         raise FairAdapterError(f"sampler: expected 1 or more steps, found {steps}")
     scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(int(steps), **timestep_options)
-    timesteps = torch.as_tensor(scheduler.timesteps).detach().cpu().clone()
     prediction = _prediction(scheduler, name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        start, outputs = _probes(len(timesteps))
-        states, scales = _replay(scheduler, steps, timestep_options, start, outputs)
-        torch.manual_seed(1)
-        again, _ = _replay(scheduler, steps, timestep_options, start, outputs)
+    try:
+        scheduler.set_timesteps(int(steps), **timestep_options)
+        timesteps = torch.as_tensor(scheduler.timesteps).detach().cpu().clone()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            start, outputs = _probes(len(timesteps))
+            states, scales = _replay(scheduler, steps, timestep_options, start, outputs)
+            torch.manual_seed(1)
+            again, _ = _replay(scheduler, steps, timestep_options, start, outputs)
+    except Exception as error:  # a scheduler of another kind of model fails in its own way
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise FairAdapterError(f"{name} cannot be used here ({reason}); {USABLE}") from error
+    if len(timesteps) > 1 and timesteps[0] < timesteps[-1]:
+        raise FairAdapterError(f"{name} goes from the image to the noise; {USABLE}")
     if not torch.equal(states, again):
-        raise FairAdapterError(
-            f"{name} draws random noise{_suspects(scheduler)}; use DDIM, Euler, DPM++ or UniPC"
-        )
+        raise FairAdapterError(f"{name} draws random noise{_suspects(scheduler)}; {USABLE}")
     decay, gain = states[:, 0].clone(), states[:, 1:-2].clone()
     predicted = decay[:, None] * start[-2:] + torch.einsum("kj,jb->kb", gain, outputs[:, -2:])
     size = decay.abs() + gain.abs().sum(dim=1)
@@ -154,7 +159,10 @@ def _prediction(scheduler: Any, name: str) -> str:
         return "flow"
     if kind in ("epsilon", "v_prediction") and ladder:
         return kind
-    raise FairAdapterError(f"{name}: prediction type {kind!r}, expected epsilon, v_prediction or flow")
+    raise FairAdapterError(
+        f"{name}: expected prediction type epsilon or v_prediction on DDPM's ladder of noise, or "
+        f"flow_prediction, found {kind!r}{'' if ladder else ' without that ladder'}; {USABLE}"
+    )
 
 
 def _noise_per_output(scheduler: Any, prediction: str, timesteps: Tensor) -> Tensor:

@@ -70,6 +70,24 @@ def test_an_adapter_of_another_kind_is_refused_before_anything_is_drawn(pipeline
     assert "other weights" in capsys.readouterr().err
 
 
+def test_a_training_configuration_says_what_is_measured(pipeline, adapter, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    settings = f"model: {{path: {pipeline}, guidance_scale: 3, scheduler: DDIMScheduler}}\n"
+    settings += "adapter: {soft_tokens: 2}\n"
+    settings += "evaluation: {prompts: sports_test, limit: 1, images: 2, steps: 2}\n"
+    config.write_text(settings, encoding="utf-8")
+    here = ["--detector", "fixed", "--independent", "none", "--cache", str(tmp_path / "cache")]
+    here += ["--out", str(tmp_path / "out"), "--config", str(config)]
+    assert evaluate.main([*here, "--adapter", str(adapter), "--steps", "1"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["original"]["pictures"] == 2 and report["facts"]["prompts"].startswith("sports_test")
+    assert "guidance scale 3, 1 steps" in report["facts"]["model"]
+    assert compare.main([*here, f"+{adapter}"]) == 0
+    config.write_text("model: {pat: x}", encoding="utf-8")
+    capsys.readouterr()
+    assert evaluate.main(here) == 2 and "did you mean" in capsys.readouterr().err
+
+
 # ---- processes
 
 

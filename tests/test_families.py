@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import PNDMScheduler
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ from fair_adapter.tests.tiny_checkpoint import write_checkpoint
 from fair_adapter.tests.tiny_families import NAMES, pipeline, tiny
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
 from fair_adapter.trainer.families.base import DiffusionModel
-from fair_adapter.trainer.families.registry import families, family_of_file, load, with_scheduler
+from fair_adapter.trainer.families.registry import families, family_of_keys, load, with_scheduler
 from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
 from fair_adapter.trainer.portrait.single_file import write_single_file
 from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig
@@ -239,12 +241,17 @@ def test_model_without_t5_takes_zeros(tmp_path: Path) -> None:
 def test_checkpoints_are_recognised_by_their_keys(tmp_path: Path) -> None:
     for kind in families():
         path = tmp_path / f"{kind.architecture}.safetensors"
-        save_file({f"{kind.mark}x": torch.zeros(1), "first_stage_model.x": torch.zeros(1)}, path)
-        assert family_of_file(path) is kind
+        save_file({f"{mark}x": torch.zeros(1) for mark in (*kind.marks, "first_stage_model.")}, path)
+        with safe_open(path, framework="pt") as file:
+            assert family_of_keys(frozenset(file.keys()), path) is kind
     assert {kind.architecture for kind in families()} == {"sd1", "sd2", "sdxl", "sd3"}
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
-    with pytest.raises(FairAdapterError, match="not a LoRA"):
-        load(tmp_path / "lora.safetensors")
+    save_file({"model.diffusion_model.joint_blocks.x": torch.zeros(1)}, tmp_path / "bare.safetensors")
+    for name in ("lora", "bare"):  # SD 3.5 also comes without its text encoders
+        with pytest.raises(FairAdapterError, match=r"text encoders included.*not a LoRA or a bare network"):
+            load(tmp_path / f"{name}.safetensors")
+    with pytest.raises(FairAdapterError, match=r"predicts the noise .* or v .*; set model\.config"):
+        load(tmp_path / "sd2.safetensors")
 
 
 def test_a_single_file_is_the_folder_that_it_was_made_of(tmp_path: Path) -> None:
@@ -267,10 +274,24 @@ def test_a_download_of_a_newer_family_is_its_folder(name: str, tmp_path: Path) -
     made.save_pretrained(folder)
     write_checkpoint(made, file)
     one, other = load(folder), load(file, config=str(folder))
-    assert other.describe("x") == one.describe("x") and one.describe("x").architecture == name
+    assert (
+        other.sampler(4).prediction == "epsilon"
+        and other.describe("x") == one.describe("x")
+        and one.describe("x").architecture == name
+    )
     for part, module in one.parts().items():
         stored, read = module.state_dict(), other.parts()[part].state_dict()
         assert stored.keys() == read.keys() and all(torch.equal(stored[k], read[k]) for k in stored), part
+
+
+def test_finetunes_of_xl_with_v_prediction_say_so_in_their_keys(tmp_path: Path) -> None:
+    made, folder, file = pipeline("sdxl"), tmp_path / "folder", tmp_path / "model.safetensors"
+    made.save_pretrained(folder)
+    write_checkpoint(made, file)
+    save_file({**load_file(file), "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, file)
+    model = load(file, config=str(folder))
+    assert model.sampler(4).prediction == "v_prediction"
+    assert model.scheduler.config["rescale_betas_zero_snr"] and model.scheduler.config["steps_offset"] == 1
 
 
 def test_what_is_no_model_says_so_in_one_line(tmp_path: Path) -> None:
@@ -310,9 +331,46 @@ def test_schedulers_can_be_replaced_and_unknown_or_random_ones_are_refused() -> 
     assert model.scheduler.config["timestep_spacing"] == "linspace"
     assert model.scheduler.config["steps_offset"] == 1
     assert model.sampler(20).timesteps[:2].tolist() == [999, 949]
-    with_scheduler(model, "EulerAncestralDiscreteScheduler")
-    with pytest.raises(FairAdapterError, match="draws random noise"):
-        model.sampler(4)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "reason"),
+    [
+        ("sd1", "EulerAncestralDiscreteScheduler", "draws random noise"),
+        ("sd1", "FlowMatchEulerDiscreteScheduler", "would read epsilon as flow"),
+        ("sd2 v", "IPNDMScheduler", "would read v_prediction as flow"),
+        ("sd1", "DDIMInverseScheduler", "from the image to the noise"),
+        ("sd1", "EDMEulerScheduler", "without that ladder"),
+        ("sd1", "KarrasVeScheduler", "cannot be used here"),
+        ("sd3", "DDIMScheduler", "flow_prediction must be one of"),
+        ("sd3", "PNDMScheduler", "flow_prediction must be one of"),
+    ],
+)
+def test_schedulers_that_do_not_fit_the_model_are_refused(family: str, name: str, reason: str) -> None:
+    model = tiny(family)
+    before = model.scheduler
+    with pytest.raises(FairAdapterError, match=rf"model\.scheduler: .*{reason}") as caught:
+        with_scheduler(model, name)
+    assert model.scheduler is before and model.other_scheduler is None and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_flow_models_take_the_solvers_that_know_flows(name: str) -> None:
+    """On a velocity that is linear in z, where many steps of any solver end at the same place."""
+    model = tiny("sd3")
+    ends = []
+    for _ in range(2):
+        sampler = model.sampler(200)
+        assert sampler.prediction == "flow" and sampler.initial_scale == 1
+        states = [torch.ones((), dtype=torch.float64)]
+        outputs: list[Tensor] = []
+        for k in range(sampler.steps):
+            outputs.append(-states[-1])
+            past = torch.stack(outputs)
+            states.append(sampler.decay[k + 1] + sampler.gain[k + 1, : k + 1] @ past)
+        ends.append(float(states[-1]))
+        with_scheduler(model, name)
+    assert ends[0] == pytest.approx(np.e, rel=0.02) and ends[1] == pytest.approx(np.e, rel=0.02)
 
 
 def test_pictures_of_another_size() -> None:

@@ -24,6 +24,9 @@ def unit(*rows):
     return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float32), dim=1)
 
 
+from fair_adapter.trainer.training.encoders import ForeignEncoder
+
+
 def test_three_weights_of_the_paper():
     labels = {"gender": torch.tensor([0, 1, -1, -1])}
     original = {"gender": torch.tensor([0, 0, 0, -1])}
@@ -123,6 +126,20 @@ def test_semantics_loss_in_closed_form():
 
 
 BANK = FaceBank(unit([1, 0, 0], [0, 1, 0], [0.9, 0.1, 0], [0, 0, 1]), {"gender": torch.tensor([0, 0, 1, -1])})
+
+
+def test_small_gradients_survive_a_float16_encoder():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 16))
+    images, gradients = torch.rand(2, 3, 8, 8), {}
+    for dtype in (torch.float32, torch.float16):
+        encoder = ForeignEncoder("any", network.to(dtype), 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        pictures = images.clone().requires_grad_()
+        (1e-7 * encoder(pictures)[:, 0].sum()).backward()  # smaller than what float16 tells from zero
+        gradients[dtype] = pictures.grad
+    assert gradients[torch.float32].abs().max() < 6e-8
+    close = torch.nn.functional.cosine_similarity(*(g.flatten() for g in gradients.values()), dim=0)
+    assert close > 0.999
 
 
 def test_neighbour_is_of_the_target_class():

@@ -91,7 +91,7 @@ def test_v_prediction_scale_is_alpha():
         (lambda: make("flow", stochastic_sampling=True), "random noise .stochastic_sampling=True"),
         (lambda: make("ddim", clip_sample=True), "not linear .* .clip_sample=True"),
         (lambda: make("dpm++ 2", thresholding=True), "not linear .* .thresholding=True"),
-        (lambda: make("ddim", prediction_type="sample"), "prediction type 'sample'"),
+        (lambda: make("ddim", prediction_type="sample"), "prediction type .* found 'sample'"),
         (lambda: "ddim", "expected a diffusers scheduler, found str"),
     ],
 )

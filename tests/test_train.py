@@ -563,6 +563,9 @@ def test_face_bank_from_the_model_takes_only_what_was_asked_for():
     assert (labels == 0).sum() == 4 and (labels == 1).sum() == 4
     assert any("female" in p for p in asked) and any(" male " in p for p in asked)
 
+    likely = face_bank.bank_from_model(draw, observer, observer.attributes[:1], per_cell=4, certain=1.1)
+    assert likely.labels["gender"].bincount().tolist() == [4, 4]  # where nothing is certain, the likeliest
+
 
 # ---- bad input
 

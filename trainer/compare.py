@@ -32,9 +32,6 @@ from fair_adapter.shared.adapter import FairnessAdapter
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer import evaluate
 from fair_adapter.trainer.evaluation.comparison import Column, Comparison
-from fair_adapter.trainer.evaluation.measuring import Bench
-from fair_adapter.trainer.evaluation.readings import Plan
-from fair_adapter.trainer.evaluation.report import Measured
 from fair_adapter.trainer.tables import print_table
 from fair_adapter.trainer.training.setup import model_folder
 
@@ -73,32 +70,37 @@ def compare(options: argparse.Namespace) -> Comparison:
         raise FairAdapterError(f"two models are called {twice!r}; name them with NAME=")
     adapters = {e.adapter: FairnessAdapter.read(e.adapter) for e in entries if e.adapter is not None}
     prompts = evaluate.read_set(options.prompts, options)
-    benches: dict[str, tuple[Bench, Plan, Measured]] = {}
-    columns: list[Column] = []
-    for entry in entries:
-        if entry.model not in benches:
-            mine = [adapters[e.adapter] for e in entries if e.model == entry.model and e.adapter is not None]
-            bench = evaluate.open_bench(options, entry.model, *mine)
-            plan = evaluate.plan_for(options, entry.model)
-            equal = bench.observer.target(";".join(f"{a.name}=equal" for a in bench.attributes[:2]))
-            benches[entry.model] = (bench, plan, bench.original(prompts, plan, equal))
-        bench, plan, original = benches[entry.model]
-        if entry.adapter is None:
-            columns.append(Column(entry.name, original, "-"))
-            continue
-        adapter = adapters[entry.adapter]
-        asked = options.target if adapter.conditioned else None
-        measured = bench.adapted(adapter, prompts, plan, original, asked, options.strength)
-        columns.append(Column(entry.name, measured, adapter.targets.resolve(asked).target.to_text()))
-    bench, plan, _ = benches[entries[0].model]
+    columns: dict[str, Column] = {}
+    scales: dict[str, float] = {}
+    for model in dict.fromkeys(entry.model for entry in entries):  # one in memory at a time
+        mine = [entry for entry in entries if entry.model == model]
+        bench = evaluate.open_bench(options, model, *(adapters[e.adapter] for e in mine if e.adapter))
+        plan = evaluate.plan_for(options, model, bench)
+        scales[model] = plan.scale
+        equal = bench.observer.target(";".join(f"{a.name}=equal" for a in bench.attributes[:2]))
+        original = bench.original(prompts, plan, equal)
+        for entry in mine:
+            if entry.adapter is None:
+                columns[entry.name] = Column(entry.name, original, "-")
+                continue
+            adapter = adapters[entry.adapter]
+            asked = options.target if adapter.conditioned else None
+            measured = bench.adapted(adapter, prompts, plan, original, asked, options.strength)
+            target = adapter.targets.resolve(asked).target.to_text()
+            columns[entry.name] = Column(entry.name, measured, target)
+        attributes, classifier = bench.attributes, bench.observer.classifier.identity
+        del bench
+    by_model = ", ".join(f"{scale:g} ({model})" for model, scale in scales.items())
+    known = {f"{scale:g}" for scale in scales.values()}
     facts = {
         "date": datetime.date.today().isoformat(),
         "prompts": f"{options.prompts}, {len(prompts)} prompts, {options.images} pictures of each",
-        "sampler": f"{options.steps} steps, guidance scale {plan.scale:g}",
-        "classifier": bench.observer.classifier.identity,
+        "sampler": f"{options.steps} steps, guidance scale {known.pop() if len(known) == 1 else by_model}",
+        "classifier": classifier,
     }
     command = shlex.join(["python", "trainer/compare.py", *options.arguments])
-    return Comparison("Fairness adapters compared", prompts, bench.attributes, columns, command, facts)
+    ordered = [columns[entry.name] for entry in entries]
+    return Comparison("Fairness adapters compared", prompts, attributes, ordered, command, facts)
 
 
 def print_summary(comparison: Comparison) -> None:
@@ -121,9 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("entries", nargs="+", metavar="MODEL", help="[NAME=][MODEL][+ADAPTER]")
     parser.set_defaults(out=Path("runs/compare"))
-    return evaluate.carry_out(
-        parser.parse_args(arguments), arguments, compare, Comparison.write, print_summary
-    )
+    return evaluate.carry_out(parser, arguments, compare, Comparison.write, print_summary)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python trainer/evaluate.py                                     the portrait model, 50 held-out occupations
     python trainer/evaluate.py --adapter runs/joint/adapter.safetensors --also off_template no_person
     python trainer/evaluate.py --model DIR --guidance 5 7.5 10 --adapter FILE --target "gender=75/25"
+    python trainer/evaluate.py --config trainer/configs/sd15_exp1_gender.yaml --adapter FILE   as trained
     accelerate launch trainer/evaluate.py ...                      prompts spread over GPUs or machines
 
 Writes report.html, report.json and report.png into --out. Pictures depend on the model, the prompt and their
@@ -35,7 +36,7 @@ import torch
 from fair_adapter.shared.adapter import FairnessAdapter
 from fair_adapter.shared.attributes import TargetDistribution
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.trainer.configuration.config import ModelConfig, PromptSource
+from fair_adapter.trainer.configuration.config import ModelConfig, PromptSource, load_config
 from fair_adapter.trainer.configuration.prompts import SETS, Prompt, evenly, read_prompts
 from fair_adapter.trainer.evaluation.measuring import INDEPENDENT, Bench, Instruments
 from fair_adapter.trainer.evaluation.readings import REMEDY, Plan
@@ -55,8 +56,8 @@ def evaluate(options: argparse.Namespace) -> Report:
     prompts = read_set(options.prompts, options)
     more = {name: read_set(name, options) for name in options.also}
     adapter = FairnessAdapter.read(options.adapter) if options.adapter else None
-    scales = options.guidance or [guidance_scale(None, options.model)]
     bench = open_bench(options, options.model, *([adapter] if adapter else []))
+    scales = options.guidance or [_scale(options.model, bench)]
     target = _target(adapter, options, bench)
 
     def measure(chosen: list[Prompt], scale: float) -> tuple[Measured, Measured | None]:
@@ -192,6 +193,7 @@ def parser(help: bool = True) -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=help
     )
     add = parser.add_argument
+    add("--config", type=Path, help="a configuration of trainer/train.py, in place of all that follow")
     add("--model", default="portrait", help="diffusers folder, .safetensors checkpoint or hub id (portrait)")
     add("--model-config", help="folder or hub id that describes a checkpoint")
     add("--variant", help="of the files in a folder, such as fp16")
@@ -214,7 +216,7 @@ def parser(help: bool = True) -> argparse.ArgumentParser:
         nargs="*",
         type=float,
         default=[],
-        help="scales; the first is the report's, others a sweep",
+        help="scales; the first is the report's, others a sweep (the model's own or its family's usual one)",
     )
     add("--negative", default="", help="prompt of the unconditional branch")
     add("--classifier", default="default", help="NAME or NAME:PATH, the one of training")
@@ -236,6 +238,33 @@ def parser(help: bool = True) -> argparse.ArgumentParser:
     return parser
 
 
+def with_config(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The options, where what is not given is as in the configuration that --config names.
+
+    Raises FairAdapterError for a configuration that does not load.
+    """
+    options = parser.parse_args(arguments)
+    if options.config is None:
+        return options
+    config = load_config(options.config)
+    model, asked = config.model, config.evaluation
+    parser.set_defaults(
+        **{name: getattr(model, name) for name in ("variant", "scheduler", "size", "encoding", "negative")},
+        model=model.path,
+        model_config=model.config,
+        dtype=model.dtype,
+        guidance=[] if model.guidance_scale is None else [model.guidance_scale],
+        classifier=config.faces.classifier,
+        encoder=config.loss.encoders[0] if config.loss.encoders else "none",
+        more_encoders=list(config.loss.encoders[1:]),
+        prompts=asked.prompts,
+        limit=asked.limit,
+        images=asked.images,
+        steps=asked.steps,
+    )
+    return parser.parse_args(arguments)
+
+
 def check(options: argparse.Namespace) -> None:
     """Raises FairAdapterError for numbers that make no sense."""
     if options.images < 1 or options.steps < 1 or options.batch < 1 or options.limit < 0:
@@ -245,9 +274,14 @@ def check(options: argparse.Namespace) -> None:
         raise FairAdapterError("--record: expected an adapter to write into; name one with --adapter")
 
 
-def plan_for(options: argparse.Namespace, model: str) -> Plan:
+def plan_for(options: argparse.Namespace, model: str, bench: Bench) -> Plan:
     """What is drawn of each prompt, at the first scale that the options name or else the model's."""
-    return _plan(options, options.guidance[0] if options.guidance else guidance_scale(None, model))
+    return _plan(options, options.guidance[0] if options.guidance else _scale(model, bench))
+
+
+def _scale(model: str, bench: Bench) -> float:
+    """The guidance scale on a model's card, or else its family's usual one."""
+    return guidance_scale(None, model, bench.model.guidance_scale)
 
 
 def _plan(options: argparse.Namespace, scale: float) -> Plan:
@@ -255,7 +289,7 @@ def _plan(options: argparse.Namespace, scale: float) -> Plan:
 
 
 def carry_out(
-    options: argparse.Namespace,
+    parser: argparse.ArgumentParser,
     arguments: Sequence[str],
     measure: Callable[[argparse.Namespace], T],
     write: Callable[[T, Path], Sequence[Path]],
@@ -265,8 +299,9 @@ def carry_out(
 
     measure: gets the options with their `arguments` and the `processes` that share the work.
     """
-    options.arguments = list(arguments)
     try:
+        options = with_config(parser, arguments)
+        options.arguments = list(arguments)
         check(options)
         options.processes = launched(options.device)
         with memory_told(REMEDY):
@@ -289,7 +324,8 @@ def carry_out(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser().parse_args(arguments)
+    program = parser()
+    options = program.parse_args(arguments)
 
     def write(report: Report, folder: Path) -> list[Path]:
         files = report.write(folder)
@@ -297,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report.record(FairnessAdapter.read(options.adapter)).write(options.adapter, overwrite=True)
         return files
 
-    return carry_out(options, arguments, evaluate, write, print_summary)
+    return carry_out(program, arguments, evaluate, write, print_summary)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
     targets = [adapter.targets.resolve(text).target for text in options.targets]
     prompts = evaluate.read_set(options.prompts, options)
     bench = evaluate.open_bench(options, options.model, adapter)
-    plan = evaluate.plan_for(options, options.model)
+    plan = evaluate.plan_for(options, options.model, bench)
     original = bench.original(prompts, plan, adapter.targets.default)
 
     def figures(target: TargetDistribution, readings: Sequence[Readings]) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--targets", nargs="+", default=TARGETS, metavar="TEXT", help="in place of the twelve"
     )
     parser.set_defaults(out=Path("runs/target_sweep"), limit=10, images=48)
-    return evaluate.carry_out(parser.parse_args(arguments), arguments, sweep, write, print_summary)
+    return evaluate.carry_out(parser, arguments, sweep, write, print_summary)
 
 
 if __name__ == "__main__":

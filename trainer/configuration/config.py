@@ -18,6 +18,8 @@ from .settings import build, differing, listed, option, plain, read_tree
 RESUMABLE = (  # settings that may change between the parts of one run
     "optimizer.iterations",
     "sampling.network_batch",
+    "sampling.gradient_batch",
+    "sampling.decode_batch",
     "sampling.checkpoint",
     "run.output",
     "run.device",

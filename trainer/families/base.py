@@ -22,6 +22,7 @@ from ...shared.sampling import Conditioning, Guidance, rollout
 from ...shared.schedulers import LinearSampler, linear_sampler
 from ...shared.seeds import starting_noise
 
+DECODED = 2**21  # pixels that are decoded at a time where no gradient is asked for: 8 pictures of 512 px
 LATENT_FACTOR = 8  # px of a side for one latent, in every family here
 
 Soft = Mapping[str, Tensor]  # encoder -> soft tokens (n, d)
@@ -102,15 +103,17 @@ class DiffusionModel(ImageModel):
 
     architecture: as adapter files call it.  title: for people.  guidance_scale: usual for the family.
     pipelines: diffusers classes that a model_index.json may name.
-    mark: beginning of a key that only this family's single-file checkpoints have.
+    marks: beginnings of keys that, together, only this family's complete single-file checkpoints have.
+    file_needs_config: what such a file leaves open, where it does.
     """
 
     architecture: ClassVar[str]
     title: ClassVar[str]
     guidance_scale: ClassVar[float]
     pipelines: ClassVar[tuple[str, ...]]
-    mark: ClassVar[str]
+    marks: ClassVar[tuple[str, ...]]
     load_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    file_needs_config: ClassVar[str] = ""
 
     vae: Any
     scheduler: Any
@@ -129,6 +132,15 @@ class DiffusionModel(ImageModel):
     def fits(cls, pipeline: Any) -> bool:
         """Whether a pipeline of one of `pipelines` is of this family, where two families share a class."""
         return True
+
+    @classmethod
+    def file_options(cls, keys: frozenset[str]) -> dict[str, Any]:
+        """Options of diffusers' loader for a single-file checkpoint with these keys."""
+        return {}
+
+    @classmethod
+    def finish_file(cls, pipeline: Any, keys: frozenset[str]) -> None:
+        """Set what diffusers does not read off the keys of a single-file checkpoint."""
 
     @property
     @abstractmethod
@@ -202,8 +214,10 @@ class DiffusionModel(ImageModel):
 
     def decode(self, latents: Tensor) -> Tensor:
         config = self.vae.config
-        scaled = latents / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
-        return self.vae.decode(scaled.to(self.vae.dtype)).sample.float() / 2 + 0.5
+        scaled = (latents / config["scaling_factor"] + (config.get("shift_factor") or 0.0)).to(self.vae.dtype)
+        side = LATENT_FACTOR * latents.shape[-1]
+        pieces = [scaled] if torch.is_grad_enabled() else scaled.split(max(1, DECODED // side**2))
+        return torch.cat([self.vae.decode(piece).sample.float() for piece in pieces]) / 2 + 0.5
 
     def parts(self) -> dict[str, Any]:
         """All networks by name."""

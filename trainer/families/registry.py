@@ -28,6 +28,7 @@ from .base import DiffusionModel
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+PROBE = 4  # steps by which a scheduler shows what it is
 NETWORK_CHANNELS = (4, 16)  # of the latents; others also take a mask or a picture
 
 
@@ -134,7 +135,13 @@ def _from_file(path: Path, dtype: torch.dtype, config: str | None) -> tuple[Any,
         raise FairAdapterError(
             f"{path}: expected a .safetensors checkpoint, found a pickle, which can run code; convert it"
         )
-    kind = family_of_file(path)
+    keys = _keys(path)
+    kind = family_of_keys(keys, path)
+    if config is None and kind.file_needs_config:
+        raise FairAdapterError(
+            f"{path}: a {kind.title} checkpoint does not say {kind.file_needs_config}; set model.config to a "
+            "diffusers folder or hub id of the model that it was made from"
+        )
     try:
         loaded = getattr(diffusers, kind.pipelines[0]).from_single_file(
             str(path),
@@ -142,7 +149,9 @@ def _from_file(path: Path, dtype: torch.dtype, config: str | None) -> tuple[Any,
             config=config,
             local_files_only=config is not None and Path(config).is_dir(),
             **kind.load_options,
+            **kind.file_options(keys),
         )
+        kind.finish_file(loaded, keys)
     except Exception as error:  # diffusers, hub clients and tokenizers raise dozens of kinds
         raise FairAdapterError(
             f"{path}: expected a {kind.title} checkpoint that loads, found {_line(error)}; its configuration "
@@ -152,17 +161,20 @@ def _from_file(path: Path, dtype: torch.dtype, config: str | None) -> tuple[Any,
     return loaded, [kind]
 
 
-def family_of_file(path: Path) -> type[DiffusionModel]:
-    """The family of a single-file checkpoint, by its keys alone. Raises FairAdapterError if it has none."""
+def _keys(path: Path) -> frozenset[str]:
     try:
         with safe_open(path, framework="pt") as file:
-            keys = list(file.keys())
+            return frozenset(file.keys())
     except (OSError, SafetensorError) as error:
         raise FairAdapterError(
             f"{path}: expected a .safetensors checkpoint, found {_line(error)}; download it again"
         ) from error
+
+
+def family_of_keys(keys: frozenset[str], path: Path) -> type[DiffusionModel]:
+    """The family of a single-file checkpoint by its keys. Raises FairAdapterError if it has none."""
     for kind in families():
-        if any(key.startswith(kind.mark) for key in keys):
+        if all(any(key.startswith(mark) for key in keys) for mark in kind.marks):
             return kind
     raise FairAdapterError(
         f"{path}: expected a complete checkpoint of {_titles()}, text encoders included, found none of their "
@@ -173,7 +185,8 @@ def family_of_file(path: Path) -> type[DiffusionModel]:
 def with_scheduler(model: DiffusionModel, name: str) -> None:
     """Replace the scheduler by another of diffusers, on the same noise schedule.
 
-    Raises FairAdapterError for a name that it does not have.
+    Raises FairAdapterError, and leaves the model as it is, for a name that diffusers does not have, for a
+    scheduler that draws noise or is not linear, and for one that would read the network's output wrongly.
     """
     known = sorted(n for n in dir(diffusers) if n.endswith("Scheduler"))
     if name not in known:
@@ -182,8 +195,23 @@ def with_scheduler(model: DiffusionModel, name: str) -> None:
     unset = model.scheduler.config.get("_use_default_values", ())  # defaults of the old one, not the model's
     config = {key: value for key, value in model.scheduler.config.items() if key not in unset}
     config = {"clip_sample": False, **config}  # clipping latents is no sampler's idea of SD
+    prediction = model.sampler(PROBE).prediction
+    if prediction == "flow":
+        config |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+        config["flow_shift"] = config.get("shift", 1.0)
     settings = {key: value for key, value in config.items() if key in inspect.signature(kind).parameters}
-    model.scheduler, model.other_scheduler = kind(**settings), name
+    before = model.scheduler, model.other_scheduler
+    try:
+        model.scheduler, model.other_scheduler = kind(**settings), name
+        found = model.sampler(PROBE).prediction
+        if found != prediction:
+            raise FairAdapterError(f"{name} would read {prediction} as {found}")
+    except Exception as error:  # a scheduler of another kind of model fails in its own way
+        model.scheduler, model.other_scheduler = before
+        raise FairAdapterError(
+            f"model.scheduler: expected one of diffusers' that fits this model: {_line(error)}; or leave it "
+            "out for the model's own"
+        ) from error
 
 
 def _titles() -> str:

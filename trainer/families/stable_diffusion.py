@@ -41,7 +41,7 @@ class StableDiffusion(DiffusionModel):
     title = "Stable Diffusion 1.x"
     guidance_scale = 7.5
     pipelines = ("StableDiffusionPipeline",)
-    mark = "cond_stage_model.transformer."
+    marks = ("cond_stage_model.transformer.",)
     load_options = MappingProxyType({"safety_checker": None, "requires_safety_checker": False})
     encoder_name = "clip_l"
 

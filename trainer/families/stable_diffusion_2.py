@@ -20,7 +20,8 @@ class StableDiffusion2(StableDiffusion):
 
     architecture = "sd2"
     title = "Stable Diffusion 2.x"
-    mark = "cond_stage_model.model."
+    marks = ("cond_stage_model.model.",)
+    file_needs_config = "whether it predicts the noise (512 px) or v (768 px)"
     encoder_name = "clip_h"
 
     @classmethod

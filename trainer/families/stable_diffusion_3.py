@@ -39,7 +39,7 @@ class StableDiffusion3(DiffusionModel):
     title = "Stable Diffusion 3"
     guidance_scale = 4.5
     pipelines = ("StableDiffusion3Pipeline",)
-    mark = "model.diffusion_model.joint_blocks."
+    marks = ("model.diffusion_model.joint_blocks.", "text_encoders.clip_l.")
 
     tokenizer: CLIPTokenizer
     tokenizer_2: CLIPTokenizer
@@ -64,6 +64,13 @@ class StableDiffusion3(DiffusionModel):
             pipeline.vae,
             pipeline.scheduler,
         )
+
+    @classmethod
+    def file_options(cls, keys: frozenset[str]) -> dict[str, Any]:
+        """Files without T5 are usual."""
+        if any(key.startswith("text_encoders.t5xxl.") for key in keys):
+            return {}
+        return {"text_encoder_3": None, "tokenizer_3": None}
 
     def to(self, device: torch.device | str) -> StableDiffusion3:
         """As for every model; the VAE in float32 where float16 would overflow in it."""

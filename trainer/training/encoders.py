@@ -23,11 +23,14 @@ from torch import Tensor, nn
 from ...shared.classifiers.weights import RESTORE, WEIGHTS_FOLDER, identity, read_tensors, take
 from ...shared.errors import FairAdapterError
 from ...shared.precision import full_precision
-from ...shared.preservation import SemanticEncoder
+from ...shared.preservation import SemanticEncoder, scale_gradient
 from ..configuration.settings import unknown
 
 FILE = "semantics.safetensors"
 SIZE, GRID = 128, 4  # px of the input, cells of the averages
+HALF_SCALE = (
+    2.0**12
+)  # of gradients within a float16 encoder, which would lose the small ones of single pixels
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB in [0, 1]
 CLIPS = {  # name -> architecture and weights of open_clip
     "open_clip": ("ViT-H-14", "laion2b_s32b_b79k"),
@@ -105,8 +108,10 @@ class ForeignEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images (N, 3, H, W) in [0, 1] -> unit features (N, D), float32."""
         x = (resize(images.float(), self.size) - self.mean) / self.std
-        features = self.network(x.to(next(self.network.parameters()).dtype))
-        return F.normalize(features.float())
+        dtype = next(self.network.parameters()).dtype
+        scale = HALF_SCALE if dtype == torch.float16 else 1.0
+        features = self.network(scale_gradient(x, 1 / scale).to(dtype)).float()
+        return F.normalize(scale_gradient(features, scale))
 
 
 class _DinoFeatures(nn.Module):
@@ -242,5 +247,5 @@ def _missing(name: str, model: str, weights: str, error: Exception) -> FairAdapt
     reason = lines[0].rstrip(".")[:160] if lines else type(error).__name__
     return FairAdapterError(
         f"image encoder {name}: expected the weights {weights} of {model}, which do not load ({reason}); go "
-        f"online once, give a local copy as '{name}:PATH', or set loss.encoders=[embedded]"
+        f"online once, give a local copy as '{name}:PATH', or do without (training: loss.encoders=[embedded])"
     )

@@ -61,15 +61,20 @@ def model_folder(path: str) -> Path:
     return PORTRAIT if path == "portrait" else Path(path)
 
 
-def guidance_scale(configured: float | None, path: str) -> float:
-    """The configured scale; None takes the one on the model's card. FairAdapterError if it has none."""
+def guidance_scale(configured: float | None, path: str, usual: float | None = None) -> float:
+    """The configured scale; None takes the one on the model's card, or else the `usual` one.
+
+    Raises FairAdapterError if there is none of them.
+    """
     if configured is not None:
         return configured
     folder = model_folder(path)
     if path != "portrait" and not (folder / CARD).is_file():
+        if usual is not None:
+            return usual
         raise FairAdapterError(
-            f"{path}: no card says what guidance scale it works at; set model.guidance_scale or "
-            "--guidance (SD 1.5 and 2: 7.5, SDXL: 7, SD 3.5: 4.5)"
+            f"{path}: no card says what guidance scale it works at; set model.guidance_scale "
+            "(SD 1.5 and 2: 7.5, SDXL: 7, SD 3.5: 4.5)"
         )
     return read_card(folder).guidance_scale
 
@@ -241,7 +246,15 @@ def _faces(training: Training, say: Say) -> FaceBank | None:
 
 
 def _own_faces(training: Training, say: Say) -> FaceBank:
-    """Faces that the base model draws when it is told the classes; kept in the cache folder."""
+    """Faces that the base model draws when it is told the classes; kept in the cache folder.
+
+    The first process draws them for all, so that all have the same bits.
+    """
+    drawn = [_drawn_faces(training, say)] if training.processes.first else []
+    return training.processes.gather_objects(drawn)[0][0]
+
+
+def _drawn_faces(training: Training, say: Say) -> FaceBank:
     config, space = training.config, training.space
     steps = config.sampling.steps[0]
     facts = {"attributes": space.default.names, "faces": config.faces.bank_per_cell, "steps": steps}
@@ -254,14 +267,14 @@ def _own_faces(training: Training, say: Say) -> FaceBank:
     original = _draw_original(config, training.guidance_scale, training.adaptation, training.batches)
     cells = len(space.default.cells)
     say(f"face bank: {config.faces.bank_per_cell} faces of each of {cells} combinations")
-    with Progress("face bank, batches", cells, quiet=not training.processes.first) as progress:
+    with Progress("face bank, batches", cells) as progress:
 
         def draw(prompts: list[str], seeds: list[int]) -> Tensor:
             progress.advance()
             return original(prompts, seeds, steps)
 
         bank = bank_from_model(draw, training.observer, space.attributes, config.faces.bank_per_cell)
-    if path is not None and training.processes.first:
+    if path is not None:
         write_bank(bank, path, training.observer)
     return bank
 
