@@ -88,6 +88,23 @@ def dynamic_targets(
     return DynamicTargets(expected, labels, certainty)
 
 
+def slack(n: int, share: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The shares of a class among n faces between which nothing pulls: (low, high).
+
+    `share` is what the target gives it, of n faces drawn from the target K ~ Bin(n, share) are of the class.
+    The r faces that are most of the class are told to be so with confidence P(K >= r), the others to be of
+    another with P(K <= r). Faces of neither have no target; where they end up is left to the other losses. Of
+    24 faces at C = 0.8 that is 25 to 42% for a third; it narrows with n, and to nothing at C = 0.5.
+    """
+    below = binomial_cdf(n, share)  # P(K <= r)
+    above = 1 - np.concatenate([[0.0], below[:-1]])  # P(K >= r)
+    low, high = (
+        (above >= confidence - 1e-6).nonzero()[0].max(),
+        (below >= confidence - 1e-6).nonzero()[0].min(),
+    )
+    return float(min(low, high)) / n, float(max(low, high)) / n
+
+
 def expected_targets(
     probabilities: Mapping[str, Tensor], target: TargetDistribution, draws: int = DRAWS, seed: int = 0
 ) -> Tensor:

@@ -18,6 +18,7 @@ from fair_adapter.shared.transport import (
     binary_targets,
     dynamic_targets,
     expected_targets,
+    slack,
     transport_cost,
     transport_targets,
 )
@@ -134,6 +135,32 @@ def test_kept_images_at_the_papers_confidence():
             {"gender": torch.tensor(faces(n, 2))}, torch.ones(n).bool(), parse("gender=50/50")
         )
         assert int((found.labels["gender"] >= 0).sum()) == kept
+
+
+@pytest.mark.parametrize(("n", "share"), [(24, 0.5), (24, 0.25), (40, 0.25), (7, 1 / 3), (3, 0.9)])
+@pytest.mark.parametrize("confidence", [0.5, 0.8])
+def test_slack_is_what_has_no_target(n, share, confidence):
+    target = TargetDistribution((GENDER,), (share, 1 - share))
+    first = torch.linspace(0.99, 0.01, n, dtype=torch.float64)
+    found = dynamic_targets(
+        {"gender": torch.stack([first, 1 - first], 1)}, torch.ones(n).bool(), target, confidence
+    )
+    low, high = slack(n, share, confidence)
+    labels = found.labels["gender"]
+    if confidence > 0.5:
+        assert (labels == 0).sum() / n == pytest.approx(low) and (labels == 1).sum() / n == pytest.approx(
+            1 - high
+        )
+    assert low <= share + 1 / n and high >= share - 1 / n and 0 <= low <= high <= 1
+    assert high - low <= 1 / n or confidence == 0.8
+
+
+def test_slack_narrows_with_pictures():
+    assert slack(24, 1 / 3) == pytest.approx((6 / 24, 10 / 24)) and slack(24, 0.25) == pytest.approx(
+        (4 / 24, 8 / 24)
+    )
+    widths = [slack(n, 0.5)[1] - slack(n, 0.5)[0] for n in (24, 96, 384)]
+    assert widths == sorted(widths, reverse=True) and widths[0] > 2 * widths[2]
 
 
 def test_images_without_a_face_take_no_part():

@@ -18,6 +18,7 @@ from ...shared.adapter_info import AdapterInfo
 from ...shared.attributes import TargetDistribution
 from ...shared.errors import FairAdapterError
 from ...shared.preservation import FaceBank
+from ...shared.transport import slack
 from ..configuration.config import Config, ModelConfig
 from ..configuration.prompts import Schedule, training_sets
 from ..configuration.settings import plain
@@ -39,6 +40,7 @@ from .optimizer import Optimizer
 from .processes import Processes
 from .targets import TargetDraw, target_space
 
+WIDE = 0.1  # of a share, what is worth telling
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BFLOAT16_ON_CPU = ("amx_bf16", "avx512_bf16", "bf16")  # the last is ARM's; without one bfloat16 is slower
 Say = Callable[[str], None]
@@ -118,7 +120,26 @@ def prepare(
         batches=batches,
     )
     training.faces = _faces(training, say)
+    if processes.first:
+        _tell_slack(config, space.default, say)
     return training
+
+
+def _tell_slack(config: Config, target: TargetDistribution, say: Say) -> None:
+    """Say where a few pictures leave the shares to chance."""
+    n, confidence = config.optimizer.images, config.loss.confidence
+    rows = []
+    for attribute in target.attributes:
+        shares = [float(share) for share in target.marginal(attribute.name)]
+        least = min(range(len(attribute)), key=shares.__getitem__)
+        low, high = slack(n, shares[least], confidence)
+        if high - low > WIDE:
+            rows.append(f"{attribute.name} {attribute.classes[least]} {low:.0%} to {high:.0%}")
+    if rows:
+        say(
+            f"of {n} pictures at a confidence of {confidence:g} nothing pulls shares within "
+            f"{', '.join(rows)}; more optimizer.images or a lower loss.confidence narrow that"
+        )
 
 
 def _loud(processes: Processes, say: Say) -> Say:
