@@ -20,7 +20,7 @@ sqrt(sum_a |p_i^a - u^a|^2), and class and confidence are read from each attribu
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -59,6 +59,7 @@ def dynamic_targets(
     confidence: float = CONFIDENCE,
     draws: int = DRAWS,
     seed: int = 0,
+    apart: Sequence[str] = (),
 ) -> DynamicTargets:
     """Target classes of N images, one label per attribute.
 
@@ -66,6 +67,7 @@ def dynamic_targets(
         images without a face may hold anything. Attributes that the target does not name are ignored.
     has_face: (N,) bool.
     confidence: C in [0, 1]; a label whose marginal probability is below C becomes -1.
+    apart: attributes that are transported on their own, see `expected_targets`.
     Raises FairAdapterError for missing attributes, wrong shapes and rows that are no distribution.
     """
     faces = has_face.bool()
@@ -76,7 +78,7 @@ def dynamic_targets(
     expected = first.new_zeros(
         (len(first), *target.shape), dtype=torch.promote_types(first.dtype, torch.float32)
     )
-    expected[faces] = expected_targets(rows, target, draws, seed).to(expected.dtype)
+    expected[faces] = expected_targets(rows, target, draws, seed, apart).to(expected.dtype)
     labels: dict[str, Tensor] = {}
     certainty: dict[str, Tensor] = {}
     for axis, name in enumerate(target.names, start=1):
@@ -106,21 +108,57 @@ def slack(n: int, share: float, confidence: float = CONFIDENCE) -> tuple[float, 
 
 
 def expected_targets(
-    probabilities: Mapping[str, Tensor], target: TargetDistribution, draws: int = DRAWS, seed: int = 0
+    probabilities: Mapping[str, Tensor],
+    target: TargetDistribution,
+    draws: int = DRAWS,
+    seed: int = 0,
+    apart: Sequence[str] = (),
 ) -> Tensor:
     """q = E[u_sigma*] for N faces, (N, K_1, ..., K_A) float64 on the device of the probabilities.
 
     probabilities: attribute -> (N, K_a), rows sum to 1. Deterministic for a seed; N = 0 is allowed.
+    apart: attributes that are transported on their own; q is the product. Transported together with others, a
+        rare class of an attribute that the classifier is sure of goes to whichever face suits the others, now
+        this one, now that one: no face is told to take it with any confidence, and its share does not grow.
+    Raises FairAdapterError for an attribute apart that the target does not have or ties to others.
     """
-    rows = [_distributions(probabilities, attribute.name, len(attribute)) for attribute in target.attributes]
-    if len({len(p) for p in rows}) != 1:
-        raise FairAdapterError(f"probabilities: different numbers of images {[len(p) for p in rows]}")
+    blocks = _blocks(target, apart)
+    rows = {a.name: _distributions(probabilities, a.name, len(a)) for a in target.attributes}
+    sizes = [len(p) for p in rows.values()]
+    if len(set(sizes)) != 1:
+        raise FairAdapterError(f"probabilities: different numbers of images {sizes}")
+    operands: list[object] = []
+    for block in blocks:
+        q = _transported([rows[name] for name in block.names], block, draws, seed)
+        operands += [q, [0, *(1 + target.names.index(name) for name in block.names)]]
+    joint = np.einsum(*operands, list(range(1 + len(target.names))))  # type: ignore[arg-type]
+    return torch.from_numpy(joint).to(_table(probabilities, target.names[0]).device)
+
+
+def _blocks(target: TargetDistribution, apart: Sequence[str]) -> list[TargetDistribution]:
+    """The target of the attributes together and of each one apart."""
+    together = [a for a in target.attributes if a.name not in apart]
+    groups = [together] * bool(together) + [[target.attribute(name)] for name in dict.fromkeys(apart)]
+    blocks = [TargetDistribution(tuple(g), target.marginal(*(a.name for a in g))) for g in groups]
+    operands: list[object] = []
+    for block in blocks:
+        operands += [block.probabilities, [target.names.index(name) for name in block.names]]
+    product = np.einsum(*operands, list(range(len(target.names))))  # type: ignore[arg-type]
+    if np.abs(product - target.probabilities).max() > 1e-6:
+        raise FairAdapterError(
+            f"target {target.to_text()}: {', '.join(apart)} is tied to other attributes; transport them "
+            "together"
+        )
+    return blocks
+
+
+def _transported(rows: Sequence[np.ndarray], target: TargetDistribution, draws: int, seed: int) -> np.ndarray:
+    """q of attributes together, (N, K_1, ..., K_A)."""
     if target.shape == (2,):
         q = binary_targets(rows[0], float(target.probabilities[0]))
     else:
         q = transport_targets(transport_cost(rows), target.probabilities.reshape(-1), draws, seed)
-    device = _table(probabilities, target.names[0]).device
-    return torch.from_numpy(q.reshape(-1, *target.shape)).to(device)
+    return q.reshape(-1, *target.shape)
 
 
 def binary_targets(probabilities: np.ndarray, first_share: float) -> np.ndarray:

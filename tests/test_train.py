@@ -588,6 +588,7 @@ def test_bad_input_is_one_line_and_exit_code_2(config, folder, tmp_path, capsys)
         ([path, f"prompts.train=[{{set: {tmp_path / 'empty.txt'}}}]"], "found none"),
         ([path, "prompts.train=[{set: occupations_test}]"], "held out"),
         ([path, "faces.classifier=nobody"], "nobody"),
+        ([path, "loss.apart=[hair]"], "hair"),
         ([path, "faces.bank=nowhere.safetensors"], "nowhere.safetensors"),
         ([path, "loss.encoders=[clip]"], "open_clip"),
         ([path, "optimizer.lr_factors={all: 2}"], "found all"),

@@ -155,6 +155,39 @@ def test_slack_is_what_has_no_target(n, share, confidence):
     assert high - low <= 1 / n or confidence == 0.8
 
 
+def test_a_rare_class_gets_its_faces_where_it_is_transported_apart():
+    """24 faces of which a sure classifier calls 3 old, of all genders and races; a quarter shall be."""
+    rng = np.random.default_rng(0)
+
+    def read(classes: np.ndarray, k: int) -> torch.Tensor:
+        logits = rng.normal(size=(24, k))
+        logits[np.arange(24), classes] += 6
+        return torch.tensor(logits).softmax(1)
+
+    rows = {"gender": read(rng.integers(0, 2, 24), 2), "race": read(rng.integers(0, 3, 24), 3)}
+    rows["age"] = read((np.arange(24) < 3).astype(int), 2)
+    target = parse("gender=equal;race=equal;age=young:75,old:25")
+    faces = torch.ones(24).bool()
+    together = dynamic_targets(rows, faces, target, 0.5)
+    apart = dynamic_targets(rows, faces, target, 0.5, apart=["age"])
+    assert (together.labels["age"] == 1).sum() < 5 and (apart.labels["age"] == 1).sum() == 6
+    alone = dynamic_targets(rows, faces, parse("age=young:75,old:25"), 0.5)
+    pair = dynamic_targets(rows, faces, parse("gender=equal;race=equal"), 0.5)
+    assert torch.equal(apart.labels["age"], alone.labels["age"])
+    assert all(torch.equal(apart.labels[name], pair.labels[name]) for name in ("gender", "race"))
+    torch.testing.assert_close(apart.expected.sum(dim=(1, 2)), alone.expected)
+    torch.testing.assert_close(apart.expected.sum(dim=(1, 2, 3)), torch.ones(24, dtype=torch.float64))
+
+
+def test_attributes_that_are_tied_cannot_be_transported_apart():
+    joint = parse("gender*age=female*young:50,male*old:50")
+    rows = {"gender": torch.full((4, 2), 0.5), "age": torch.full((4, 2), 0.5)}
+    with pytest.raises(FairAdapterError, match="age is tied to other attributes"):
+        dynamic_targets(rows, torch.ones(4).bool(), joint, apart=["age"])
+    with pytest.raises(FairAdapterError, match="unknown attribute of this target"):
+        dynamic_targets(rows, torch.ones(4).bool(), joint, apart=["hair"])
+
+
 def test_slack_narrows_with_pictures():
     assert slack(24, 1 / 3) == pytest.approx((6 / 24, 10 / 24)) and slack(24, 0.25) == pytest.approx(
         (4 / 24, 8 / 24)

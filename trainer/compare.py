@@ -72,6 +72,7 @@ def compare(options: argparse.Namespace) -> Comparison:
     prompts = evaluate.read_set(options.prompts, options)
     columns: dict[str, Column] = {}
     scales: dict[str, float] = {}
+    attributes, classifier = (), ""
     for model in dict.fromkeys(entry.model for entry in entries):  # one in memory at a time
         mine = [entry for entry in entries if entry.model == model]
         bench = evaluate.open_bench(options, model, *(adapters[e.adapter] for e in mine if e.adapter))

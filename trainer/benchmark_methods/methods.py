@@ -209,7 +209,7 @@ def one_graph_iteration(training: Training, method: Method, micro_batch: int, it
     has_face, probabilities = training.gather(views)
     loss = training.config.loss
     seed = training.config.run.seed * 1_000_003 + iteration
-    goal = dynamic_targets(probabilities, has_face, target, loss.confidence, loss.draws, seed=seed)
+    goal = dynamic_targets(probabilities, has_face, target, loss.confidence, loss.draws, seed, loss.apart)
     reference = training.reference(entry, mine)
     noise = starting_noise(entry.seeds, training.model.latent_shape).to(training.model.device)
     sums = torch.zeros((), device=noise.device)

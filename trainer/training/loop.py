@@ -119,6 +119,7 @@ class Training:
             config.loss.confidence,
             config.loss.draws,
             seed=config.run.seed * 1_000_003 + iteration,
+            apart=config.loss.apart,
         )
 
         # g = dL/dz_0, and its way into the parameters through every step on its own.

@@ -18,7 +18,7 @@ from ...shared.adapter_info import AdapterInfo
 from ...shared.attributes import TargetDistribution
 from ...shared.errors import FairAdapterError
 from ...shared.preservation import FaceBank
-from ...shared.transport import slack
+from ...shared.transport import expected_targets, slack
 from ..configuration.config import Config, ModelConfig
 from ..configuration.prompts import Schedule, training_sets
 from ..configuration.settings import plain
@@ -97,6 +97,8 @@ def prepare(
     encoders = load_encoders(config.loss.encoders if config.loss.semantics else (), processes.device)
     observer = load_observer(config.faces.classifier, config.faces.detector, encoders, processes.device)
     space = target_space(config.target, observer.target(config.target.text))
+    nobody = {a.name: torch.zeros(0, len(a)) for a in space.attributes}
+    expected_targets(nobody, space.default, apart=config.loss.apart)  # refuses at once what can't be apart
     targets = TargetDraw(space, config.target.default_share, config.run.seed)
     model = load_base(config.model, processes.device) if model is None else model
     model.checkpoint(config.sampling.checkpoint != "none", config.sampling.checkpoint == "all")
