@@ -98,6 +98,7 @@ def slack(n: int, share: float, confidence: float = CONFIDENCE) -> tuple[float, 
     another with P(K <= r). Faces of neither have no target; where they end up is left to the other losses. Of
     24 faces at C = 0.8 that is 25 to 42% for a third; it narrows with n, and to nothing at C = 0.5.
     """
+    confidence = max(confidence, 0.5)  # the surer of two classes always has that
     below = binomial_cdf(n, share)  # P(K <= r)
     above = 1 - np.concatenate([[0.0], below[:-1]])  # P(K >= r)
     low, high = (

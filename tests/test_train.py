@@ -348,6 +348,16 @@ def test_an_adapter_that_could_not_be_written_at_the_start_locks_no_folder(confi
 # ---- processes
 
 
+def test_shares_that_are_left_to_chance_are_told(config, tmp_path, capsys):
+    train.train(config("optimizer.iterations=1"))
+    assert (
+        "of 4 pictures at a confidence of 0.8 nothing pulls shares within gender female 25% to 75%"
+        in "".join(capsys.readouterr())
+    )
+    train.train(config("optimizer.iterations=1", "loss.confidence=0.5", f"run.output={tmp_path / 'sure'}"))
+    assert "nothing pulls" not in "".join(capsys.readouterr())
+
+
 def test_machines_that_do_not_share_their_folder_are_told(config, monkeypatch):
     monkeypatch.setattr(Processes, "gather_objects", lambda self, mine: [mine, [7]])
     with pytest.raises(FairAdapterError, match=r"not the same folder on all machines.*run\.output"):

@@ -138,7 +138,7 @@ def test_kept_images_at_the_papers_confidence():
 
 
 @pytest.mark.parametrize(("n", "share"), [(24, 0.5), (24, 0.25), (40, 0.25), (7, 1 / 3), (3, 0.9)])
-@pytest.mark.parametrize("confidence", [0.5, 0.8])
+@pytest.mark.parametrize("confidence", [0, 0.5, 0.8])
 def test_slack_is_what_has_no_target(n, share, confidence):
     target = TargetDistribution((GENDER,), (share, 1 - share))
     first = torch.linspace(0.99, 0.01, n, dtype=torch.float64)

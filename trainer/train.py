@@ -41,7 +41,7 @@ def train(config: Config, watch: Callable[[int], None] = lambda iteration: None)
     from fair_adapter.trainer.training.logs import Log
     from fair_adapter.trainer.training.processes import Processes
     from fair_adapter.trainer.training.samples import Samples
-    from fair_adapter.trainer.training.setup import adapter_info, prepare
+    from fair_adapter.trainer.training.setup import adapter_info, left_to_chance, prepare
     from fair_adapter.trainer.training.state import Interruption, check_folder, load_state, save_state
 
     run, total, folder = config.run, config.optimizer.iterations, Path(config.run.output)
@@ -57,6 +57,9 @@ def train(config: Config, watch: Callable[[int], None] = lambda iteration: None)
         return path, True
     with Progress(run.name, total, done, quiet=not processes.first) as progress:
         training = prepare(config, processes, progress.say)
+        chance = left_to_chance(config, training.space.default)
+        if chance and processes.first:
+            progress.say(chance)
         iteration = load_state(folder, training.optimizer, config)
         samples = Samples(training) if run.sample_every and processes.first else None
         running = Running()

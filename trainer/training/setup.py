@@ -122,13 +122,11 @@ def prepare(
         batches=batches,
     )
     training.faces = _faces(training, say)
-    if processes.first:
-        _tell_slack(config, space.default, say)
     return training
 
 
-def _tell_slack(config: Config, target: TargetDistribution, say: Say) -> None:
-    """Say where a few pictures leave the shares to chance."""
+def left_to_chance(config: Config, target: TargetDistribution) -> str | None:
+    """Where a few pictures leave the shares to chance, for people; None where that is not worth telling."""
     n, confidence = config.optimizer.images, config.loss.confidence
     rows = []
     for attribute in target.attributes:
@@ -137,11 +135,12 @@ def _tell_slack(config: Config, target: TargetDistribution, say: Say) -> None:
         low, high = slack(n, shares[least], confidence)
         if high - low > WIDE:
             rows.append(f"{attribute.name} {attribute.classes[least]} {low:.0%} to {high:.0%}")
-    if rows:
-        say(
-            f"of {n} pictures at a confidence of {confidence:g} nothing pulls shares within "
-            f"{', '.join(rows)}; more optimizer.images or a lower loss.confidence narrow that"
-        )
+    if not rows:
+        return None
+    return (
+        f"of {n} pictures at a confidence of {confidence:g} nothing pulls shares within "
+        f"{', '.join(rows)}; more optimizer.images or a lower loss.confidence narrow that"
+    )
 
 
 def _loud(processes: Processes, say: Say) -> Say:
