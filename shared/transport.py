@@ -140,7 +140,9 @@ def _blocks(target: TargetDistribution, apart: Sequence[str]) -> list[TargetDist
     """The target of the attributes together and of each one apart."""
     together = [a for a in target.attributes if a.name not in apart]
     groups = [together] * bool(together) + [[target.attribute(name)] for name in dict.fromkeys(apart)]
-    blocks = [TargetDistribution(tuple(g), target.marginal(*(a.name for a in g))) for g in groups]
+    blocks = [
+        TargetDistribution(tuple(g), tuple(target.marginal(*(a.name for a in g)).reshape(-1))) for g in groups
+    ]
     operands: list[object] = []
     for block in blocks:
         operands += [block.probabilities, [target.names.index(name) for name in block.names]]
