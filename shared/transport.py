@@ -155,7 +155,7 @@ def _blocks(target: TargetDistribution, apart: Sequence[str]) -> list[TargetDist
     return blocks
 
 
-def _transported(rows: Sequence[np.ndarray], target: TargetDistribution, draws: int, seed: int) -> np.ndarray:
+def _transported(rows: list[np.ndarray], target: TargetDistribution, draws: int, seed: int) -> np.ndarray:
     """q of attributes together, (N, K_1, ..., K_A)."""
     if target.shape == (2,):
         q = binary_targets(rows[0], float(target.probabilities[0]))

@@ -283,6 +283,16 @@ def test_alignment_loss_is_divided_by_all_images():
     assert torch.isfinite(gradient).all() and not gradient[2:].any() and gradient[:2].abs().min() > 0
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.25])
+def test_alignment_gradient_at_a_temperature(temperature):
+    logits = torch.tensor([[0.3, -0.2], [1.0, 0.4], [-2.0, 0.1]], dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, -1])
+    alignment_loss({"gender": logits}, {"gender": labels}, temperature=temperature).backward()
+    wanted = (logits.detach() / temperature).softmax(1) - torch.nn.functional.one_hot(labels.clamp(min=0), 2)
+    wanted[2] = 0
+    torch.testing.assert_close(logits.grad, wanted / 3)
+
+
 def test_alignment_losses_of_unequal_micro_batches_add_up():
     torch.manual_seed(0)
     logits = {"gender": torch.randn(7, 2), "race": torch.randn(7, 3)}

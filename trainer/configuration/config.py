@@ -136,6 +136,12 @@ class LossConfig:
 
     confidence: float = option(0.8, "C: least confidence of a dynamic target", least=0, most=1)
     draws: int = option(1000, "class counts drawn for the expected transport", least=1)
+    temperature: float = option(
+        1.0,
+        "of the logits that are aligned; below 1 for a classifier that is often unsure",
+        least=0.05,
+        most=1,
+    )
     apart: tuple[str, ...] = option((), "attributes whose target is transported on its own, such as age")
     semantics: float = option(8.0, "lambda_1 of the image semantics loss; 0 switches it off", least=0)
     changed: dict[str, float] = field(

@@ -256,7 +256,7 @@ class Training:
 
         A face that does not read as numbers is none.
         """
-        rows = [view.probabilities() for view in views]
+        rows = [view.probabilities(self.config.loss.temperature) for view in views]
         parts = {name: torch.cat([row[name] for row in rows]) for name in self.space.default.names}
         has_face = torch.cat([view.has_face for view in views])
         for name, part in parts.items():
@@ -309,7 +309,7 @@ class Training:
     ) -> Tensor:
         """Alignment, image semantics and face realism of some images, weighted and divided by N: (3,)."""
         loss, total = self.config.loss, self.config.optimizer.images
-        fair = alignment_loss(view.logits, labels, total)
+        fair = alignment_loss(view.logits, labels, total, loss.temperature)
         image, face = torch.zeros_like(fair), torch.zeros_like(fair)
         if reference is not None:
             reference = reference.part(rows)
