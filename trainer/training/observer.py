@@ -72,7 +72,7 @@ class View:
         return torch.tensor(rows, dtype=torch.float32, device=self.images.device).reshape(-1, 4)
 
     def probabilities(self, temperature: float = 1.0) -> dict[str, Tensor]:
-        """attribute -> (N, K), detached; meaningless without a face.  temperature: below 1 makes them surer."""
+        """attribute -> (N, K), detached; meaningless without a face.  temperature: of the logits."""
         rows = {name: logits.detach().float() / temperature for name, logits in self.logits.items()}
         return {name: row.softmax(1) for name, row in rows.items()}
 
