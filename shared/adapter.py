@@ -39,13 +39,12 @@ from .attributes import TargetDistribution
 from .errors import FairAdapterError
 from .tensor_file import TensorFile, read_metadata, read_tensors, serialise, write_bytes
 
-ENCODERS = ("clip_l", "clip_g", "clip_h", "t5xxl")
 VECTOR = "fair.target"
 MAX_TOKENS = 64  # of 75 that a prompt has; the rest is left to the words
-_LAYER = r"lora_(?:te|te1|te2|unet|transformer)_\w+"
+_LAYER = r"lora_[a-z][a-z0-9]*_\w+"
 _LORA_KEY = re.compile(rf"({_LAYER})(\.lora_down\.weight|\.lora_up\.weight|\.alpha)")
 _GATE_KEY = re.compile(rf"fair\.gate\.({_LAYER})")
-_SOFT_KEY = re.compile(rf"fair\.(soft|soft_target|soft_neutral)\.({'|'.join(ENCODERS)})")
+_SOFT_KEY = re.compile(r"fair\.(soft|soft_target|soft_neutral)\.([a-z][a-z0-9_]*)")
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -87,6 +86,10 @@ class FairnessAdapter:
 
     def __post_init__(self) -> None:
         _check_tensors(self.tensors, self.targets.dimension, self.source)
+        widths = self.info.base.widths
+        for name in self.encoders:
+            if widths and name not in widths:
+                _wrong(self.source, f"soft tokens for {' or '.join(widths)}", f"'fair.soft.{name}'")
 
     # ---- what it is
 
@@ -103,7 +106,8 @@ class FairnessAdapter:
     @property
     def encoders(self) -> tuple[str, ...]:
         """Text encoders that get soft tokens."""
-        return tuple(name for name in ENCODERS if f"fair.soft.{name}" in self.tensors)
+        keys = sorted(key for key in self.tensors if key.startswith("fair.soft."))
+        return tuple(key.removeprefix("fair.soft.") for key in keys)
 
     @property
     def layers(self) -> dict[str, tuple[int, int]]:

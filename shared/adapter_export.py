@@ -23,7 +23,6 @@ from .lora import peft_tensors
 from .tensor_file import serialise, write_bytes
 
 EXPORT_ENTRY = "fair_adapter_export"  # where a stock file comes from; it is no adapter any more
-PEFT_ARCHITECTURES = ("sd3",)  # whose LoRA goes by diffusers' names
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,99}")
 
 
@@ -38,9 +37,9 @@ class ExportedFiles:
 
 
 def lora_file(adapter: FairnessAdapter, weights: AdapterWeights, name: str) -> bytes:
-    """A LoRA as the hosts of its architecture read it, with `ss_*`, `sshs_*` and `modelspec.*`."""
+    """A LoRA as the hosts of its family read it, with `ss_*`, `sshs_*` and `modelspec.*`."""
     tensors = dict(weights.lora)
-    if adapter.info.base.architecture in PEFT_ARCHITECTURES:
+    if adapter.info.base.family.peft:
         tensors = peft_tensors(tensors)
     return _file(adapter, weights, tensors, "lora", name)
 

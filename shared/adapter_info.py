@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -21,13 +21,23 @@ from .tensor_file import payload_hash, serialise
 
 ENTRY = "fair_adapter"
 FORMAT = 1
-# architecture: modelspec's name, kohya's ss_base_model_version, ss_v2
-_ARCHITECTURES = {
-    "sd1": ("stable-diffusion-v1", "sd_v1", False),
-    "sd2": ("stable-diffusion-v2-768-v", "sd_v2", True),
-    "sdxl": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", False),
-    "sd3": ("stable-diffusion-3", "sd3", False),
-}
+
+
+@dataclass(frozen=True)
+class FamilyNames:
+    """What other programs call the models of a family, in the metadata of files for them.
+
+    modelspec: architecture.  kohya: `ss_base_model_version`.  v2: `ss_v2`.
+    peft: whether hosts know the layers of its LoRA by diffusers' names, not by kohya's.
+    """
+
+    modelspec: str
+    kohya: str
+    v2: bool = False
+    peft: bool = False
+
+
+SD1_NAMES = FamilyNames("stable-diffusion-v1", "sd_v1")
 
 
 @dataclass(frozen=True)
@@ -38,12 +48,20 @@ class BaseModel:
     widths: what must agree, as far as it is known: "clip_l", "clip_g", "t5xxl" (token embedding), "context"
         (cross-attention), "unet" (first level), "transformer" (its width).
     hash: `weights_hash` of the network; empty if not known.
+    names: what its family says of itself; None if not known.
     """
 
     name: str
     architecture: str
     widths: Mapping[str, int] = field(default_factory=dict)
     hash: str = ""
+    names: FamilyNames | None = None
+
+    @property
+    def family(self) -> FamilyNames:
+        """`names`; files from before there were any are for SD 1, whose names they need not say."""
+        known = SD1_NAMES if self.architecture == "sd1" else FamilyNames(self.architecture, self.architecture)
+        return self.names or known
 
     def check(self, found: BaseModel, source: str) -> tuple[str, ...]:
         """That something trained on this model fits `found`; a warning if the weights are others.
@@ -117,6 +135,7 @@ class AdapterInfo:
                 "architecture": base.architecture,
                 "widths": dict(base.widths),
                 "hash": base.hash,
+                **({} if base.names is None else {"names": asdict(base.names)}),
             },
             **self.targets.to_dict(),
         }
@@ -146,8 +165,13 @@ class AdapterInfo:
                 )
             base = table["base"]
             widths = {str(part): int(width) for part, width in base.get("widths", {}).items()}
+            names = base.get("names")
             model = BaseModel(
-                _text(base, "name"), _text(base, "architecture"), widths, _text(base, "hash", "")
+                _text(base, "name"),
+                _text(base, "architecture"),
+                widths,
+                _text(base, "hash", ""),
+                None if names is None else _family_names(names),
             )
             tables = {key: dict(table.get(key, {})) for key in _TABLES}
             rest: dict[str, Any] = {**tables, **{key: _text(table, key, "") for key in _TEXTS}}
@@ -170,6 +194,11 @@ def _text(table: Mapping[str, Any], key: str, default: str | None = None) -> str
     if not isinstance(value, str):
         raise TypeError(f"{key}: expected a text, found {type(value).__name__}")
     return value
+
+
+def _family_names(table: Mapping[str, Any]) -> FamilyNames:
+    flags = {key: table.get(key, False) is True for key in ("v2", "peft")}
+    return FamilyNames(_text(table, "modelspec"), _text(table, "kohya"), **flags)
 
 
 def _no_constant(name: str) -> float:
@@ -198,14 +227,12 @@ def public_metadata(
     first hash) 8 digits of that of 64 KiB from 1 MiB on, in a file whose metadata are the `ss_*` alone.
     """
     name, base = title or info.name, info.base
-    modelspec, version, second = _ARCHITECTURES.get(
-        base.architecture, (base.architecture, base.architecture, False)
-    )
+    family = base.family
     kohya = {
         "ss_output_name": name,
         "ss_sd_model_name": base.name,
-        "ss_base_model_version": version,
-        "ss_v2": str(second),
+        "ss_base_model_version": family.kohya,
+        "ss_v2": str(family.v2),
         "ss_training_comment": f"fairness adapter for {info.targets.default.to_text()}",
     }
     for rank, alpha in sorted(set(ranks))[-1:]:  # one rank for all layers, or the highest
@@ -215,7 +242,7 @@ def public_metadata(
     digest = payload_hash(data)
     spec = {
         "sai_model_spec": "1.0.0",
-        "architecture": f"{modelspec}/{kind}",
+        "architecture": f"{family.modelspec}/{kind}",
         "implementation": "diffusers",
         "title": name,
         "description": info.description,

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from fair_adapter.shared.adapter import FairnessAdapter
 from fair_adapter.shared.adapter_export import embedding_tensors, export_adapter
-from fair_adapter.shared.adapter_info import BaseModel, weights_hash
+from fair_adapter.shared.adapter_info import BaseModel, FamilyNames, weights_hash
 from fair_adapter.shared.adapter_target import TargetSpace
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.tensor_file import read_tensors, serialise, write_bytes
@@ -83,14 +83,26 @@ def test_hashes_are_those_of_sd_scripts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "version", "spec"),
-    [("sdxl", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"), ("flux", "flux", "flux")],
+    ("base", "version", "second", "spec"),
+    [
+        (BaseModel("x", "sd1"), "sd_v1", "False", "stable-diffusion-v1"),
+        (
+            BaseModel("x", "new", names=FamilyNames("new-family", "new_v1", v2=True)),
+            "new_v1",
+            "True",
+            "new-family",
+        ),
+        (BaseModel("x", "flux"), "flux", "False", "flux"),
+    ],
 )
-def test_metadata_name_the_architecture(tmp_path: Path, architecture: str, version: str, spec: str) -> None:
-    adapter = make_adapter(base=BaseModel("x", architecture))
+def test_metadata_name_the_family(
+    tmp_path: Path, base: BaseModel, version: str, second: str, spec: str
+) -> None:
+    adapter = make_adapter(base=base)
+    assert FairnessAdapter.read(adapter.write(tmp_path / "b.safetensors")).info.base == base
     with safe_open(adapter.write(tmp_path / "a.safetensors"), framework="pt") as file:
         metadata = file.metadata()
-    assert metadata["ss_base_model_version"] == version
+    assert (metadata["ss_base_model_version"], metadata["ss_v2"]) == (version, second)
     assert metadata["modelspec.architecture"] == f"{spec}/lora"
 
 

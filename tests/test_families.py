@@ -127,7 +127,9 @@ def test_file_and_host_view_are_what_was_trained(name: str, tmp_path: Path) -> N
     adaptation = trained(model)
     training = output(adaptation, TARGET)
     adapter = FairnessAdapter.read(exported(adaptation).write(tmp_path / "a.safetensors"))
-    assert adapter.encoders == tuple(e.name for e in model.encoders)
+    assert set(adapter.encoders) == {e.name for e in model.encoders}
+    assert adapter.info.base == model.describe(adapter.info.base.name)
+    assert adapter.info.base.family == model.names
     assert torch.equal(output(Adaptation.from_adapter(model, adapter), TARGET), training)
     host = Adaptation.from_weights(model, adapter.at(TARGET))
     assert (output(host, None) - training).abs().max() < 1e-10

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from ..shared.adapter import FairnessAdapter
-from ..shared.adapter_info import AdapterInfo, BaseModel
+from ..shared.adapter_info import SD1_NAMES, AdapterInfo, BaseModel
 from ..shared.adapter_target import TargetSpace
 from ..shared.attributes import AGE, GENDER, RACE4, TargetDistribution
 from ..shared.errors import FairAdapterError
 from ..shared.lora import ALPHA, DOWN, UP
 
-SD15 = BaseModel("Stable Diffusion 1.5", "sd1", {"clip_l": 768, "context": 768, "unet": 320})
+SD15 = BaseModel("Stable Diffusion 1.5", "sd1", {"clip_l": 768, "context": 768, "unet": 320}, names=SD1_NAMES)
 EXPERIMENTS = {  # the release's folders: what each was trained for
     "exp-1": "gender=50/50",
     "exp-2": "gender=50/50",

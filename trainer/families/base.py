@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...shared.adapter_info import BaseModel, weights_hash
+from ...shared.adapter_info import BaseModel, FamilyNames, weights_hash
 from ...shared.errors import FairAdapterError
 from ...shared.lora import text_layers
 from ...shared.sampling import Conditioning, Guidance, rollout
@@ -144,6 +144,11 @@ class DiffusionModel(ImageModel):
 
     @property
     @abstractmethod
+    def names(self) -> FamilyNames:
+        """What other programs call it, for the files that they read."""
+
+    @property
+    @abstractmethod
     def network(self) -> Any:
         """U-Net or transformer."""
 
@@ -177,7 +182,8 @@ class DiffusionModel(ImageModel):
 
     def describe(self, name: str) -> BaseModel:
         """What an adapter file says about the model that it was trained on."""
-        return BaseModel(name, self.architecture, self.widths(), self.hash or weights_hash(*self.ends))
+        hashed = self.hash or weights_hash(*self.ends)
+        return BaseModel(name, self.architecture, self.widths(), hashed, self.names)
 
     @property
     def device(self) -> torch.device:

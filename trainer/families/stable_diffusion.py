@@ -20,6 +20,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ...shared.adapter_info import SD1_NAMES, FamilyNames
 from ...shared.errors import FairAdapterError
 from ...shared.lora import TEXT_PREFIX, unet_layers
 from ...shared.sampling import Conditioning
@@ -85,6 +86,10 @@ class StableDiffusion(DiffusionModel):
         if torch.device(device).type == "cpu":
             self.unet.set_attn_processor(AttnProcessor())
         return self
+
+    @property
+    def names(self) -> FamilyNames:
+        return SD1_NAMES
 
     @property
     def network(self) -> UNet2DConditionModel:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...shared.adapter_info import FamilyNames
 from .stable_diffusion import StableDiffusion
 
 
@@ -27,3 +28,9 @@ class StableDiffusion2(StableDiffusion):
     @classmethod
     def fits(cls, pipeline: Any) -> bool:
         return bool(pipeline.unet.config["use_linear_projection"])
+
+    @property
+    def names(self) -> FamilyNames:
+        if self.scheduler.config["prediction_type"] == "v_prediction":
+            return FamilyNames("stable-diffusion-v2-768-v", "sd_v2_v", v2=True)
+        return FamilyNames("stable-diffusion-v2-512", "sd_v2", v2=True)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
+from ...shared.adapter_info import FamilyNames
 from ...shared.lora import transformer_layers
 from ...shared.sampling import Conditioning
 from ...shared.schedulers import LinearSampler, linear_sampler
@@ -78,6 +79,10 @@ class StableDiffusion3(DiffusionModel):
         if self.vae.dtype == torch.float16 and self.vae.config["force_upcast"]:
             self.vae.to(torch.float32)
         return self
+
+    @property
+    def names(self) -> FamilyNames:
+        return FamilyNames("stable-diffusion-3", "sd3", peft=True)
 
     @property
     def network(self) -> SD3Transformer2DModel:

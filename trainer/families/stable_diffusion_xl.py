@@ -16,6 +16,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from ...shared.adapter_info import FamilyNames
 from ...shared.lora import unet_layers
 from ...shared.sampling import Conditioning
 from ...shared.soft_prompt import prompt_ids, spliced
@@ -70,6 +71,10 @@ class StableDiffusionXL(DiffusionModel):
         if self.vae.dtype == torch.float16 and self.vae.config["force_upcast"]:
             self.vae.to(torch.float32)
         return self
+
+    @property
+    def names(self) -> FamilyNames:
+        return FamilyNames("stable-diffusion-xl-v1-base", "sdxl_base_v1-0")
 
     @property
     def network(self) -> UNet2DConditionModel:
