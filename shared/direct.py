@@ -44,6 +44,7 @@ from .sampling import (
     Guidance,
     Trajectory,
     guided_output,
+    joined,
     network_inputs,
     next_latents,
     select,
@@ -53,6 +54,7 @@ from .schedulers import LinearSampler
 
 Mode = Literal["exact", "official", "direct"]
 Branches = Literal["both", "conditional"]
+Branch = tuple[Conditioning, float]  # and its share of the guided output
 
 
 def step_weights(sampler: LinearSampler, mode: Mode = "exact") -> Tensor:
@@ -101,7 +103,7 @@ def accumulate_gradients(
         half the work, and exact where nothing trainable reaches the unconditional branch (a branch that
         nothing trainable reaches is left out in either case).
     steps: (k,) the same steps for all images, or (N, k), from `draw_steps`; None takes all T.
-    batch: (image, step) pairs per network call.
+    batch: (image, step) pairs per network call; following both branches doubles it.
     Raises FairAdapterError if nothing trainable is reached.
     """
     sampler, images = trajectory.sampler, trajectory.latents.shape[1]
@@ -120,12 +122,18 @@ def accumulate_gradients(
     chunks = pairs.to(cotangent.device).split(batch)
     followed = guidance.branches() if branches == "both" else guidance.branches()[:1]
     leaves: list[tuple[Tensor, Tensor]] = []  # conditioning with its graph, and the leaf that stands for it
-    reached = False
+    reaching: list[Branch] = []
+    others: list[Branch] = []  # trained through the network's own weights, if at all
     for conditioning, share in followed:
         replaced, pending = _as_leaves(conditioning)
         leaves += pending
-        reached |= _follow_branch(model, trajectory, cotangent, replaced, weights * share, chunks)
-    if not reached:
+        (reaching if pending else others).append((replaced, share))
+    reached = [
+        _follow_branches(model, trajectory, cotangent, fused, weights, chunks)
+        for fused in (reaching, others)
+        if fused
+    ]
+    if not any(reached):
         raise FairAdapterError("adjusted DFT: nothing trainable behind the network or its conditioning")
     _back_through_conditioning(leaves)
 
@@ -156,29 +164,32 @@ def _as_leaves(conditioning: Conditioning) -> tuple[dict[str, Tensor], list[tupl
     return leaves, pending
 
 
-def _follow_branch(
+def _follow_branches(
     model: Denoiser,
     trajectory: Trajectory,
     cotangent: Tensor,
-    conditioning: Conditioning,
+    branches: Sequence[Branch],
     weights: Tensor,
     chunks: Sequence[Tensor],
 ) -> bool:
-    """Vector-Jacobian products of one guidance branch; False if nothing trainable is behind it."""
+    """Vector-Jacobian products of guidance branches, all in one network call; False if nothing trainable is
+    behind them."""
     latents, sampler = trajectory.latents, trajectory.sampler
     device, dtype, images = latents.device, latents.dtype, latents.shape[1]
     timesteps, scale = sampler.timesteps.to(device), sampler.input_scale.to(dtype).to(device)
     weights = weights.to(dtype).to(device)
-    trailing = [1] * (latents.ndim - 2)
+    trailing, repeat = [1] * (latents.ndim - 2), len(branches)
     for chunk in chunks:
         step, image = chunk.unbind(dim=1)
         inputs = latents[step, image] * scale[step].reshape(-1, *trailing)
+        vector = weights[step].reshape(-1, *trailing) * cotangent.detach()[image]
         with torch.enable_grad():
-            output = model(inputs, timesteps[step], select(conditioning, image, images))
+            rows = joined([select(conditioning, image, images) for conditioning, _ in branches])
+            output = model(inputs.repeat(repeat, *trailing), timesteps[step].repeat(repeat), rows)
         if not output.requires_grad:
             return False
-        vector = weights[step].reshape(-1, *trailing) * cotangent.detach()[image]
-        torch.autograd.backward(output, vector.to(output.dtype))
+        vectors = torch.cat([vector * share for _, share in branches])
+        torch.autograd.backward(output, vectors.to(output.dtype))
     return True
 
 

@@ -140,14 +140,18 @@ def guided_output(
     """
     branches = guidance.branches()
     parts = [select(conditioning, index, images) for conditioning, _ in branches]
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     repeat = len(branches)
-    output = model(inputs.repeat(repeat, *[1] * (inputs.ndim - 1)), timesteps.repeat(repeat), joined)
+    output = model(inputs.repeat(repeat, *[1] * (inputs.ndim - 1)), timesteps.repeat(repeat), joined(parts))
     pieces = output.to(inputs.dtype).chunk(repeat)
     guided = pieces[0] * branches[0][1]
     for piece, (_, factor) in zip(pieces[1:], branches[1:]):
         guided = guided + factor * (piece.detach() if conditional_only else piece)
     return guided
+
+
+def joined(parts: Sequence[Conditioning]) -> dict[str, Tensor]:
+    """Conditionings of several guidance branches, one below the other."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def select(conditioning: Conditioning, index: Tensor, images: int) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fair_adapter.shared.adapter import FairnessAdapter
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.shared.tensor_file import MAX_HEADER, serialise
+from fair_adapter.shared.tensor_file import MAX_HEADER, read_tensors, serialise
 from fair_adapter.tests.tiny_adapter import LAYERS, make_adapter, payload
 
 
@@ -133,6 +133,17 @@ def test_headers_that_are_wrong(tmp_path: Path, change: Callable[[dict], object]
     with pytest.raises(FairAdapterError, match=f"^{path}: ") as error:
         FairnessAdapter.read(path)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("low", range(0, 256, 8))
+def test_headers_of_every_length_are_read(tmp_path: Path, low: int) -> None:
+    """A length whose first byte is 0x80 is no pickle, one that begins with '<' or 'PK' no page or archive."""
+    tensors = {"x": torch.ones(1)}
+    length = int.from_bytes(serialise(tensors, {"fill": ""})[:8], "little")
+    file = serialise(tensors, {"fill": "." * (4096 + low - length)})
+    assert file[0] == low
+    (tmp_path / "a.safetensors").write_bytes(file)
+    assert torch.equal(read_tensors(tmp_path / "a.safetensors").tensors["x"], tensors["x"])
 
 
 def test_metadata_for_another_target_are_refused(tmp_path: Path) -> None:

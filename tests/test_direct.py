@@ -255,7 +255,7 @@ def test_images_without_gradient_cost_nothing():
     g[1] = 0
     world.network.calls.clear()
     accumulate_gradients(world.network, trajectory, g, world.guidance(), batch=100)
-    assert world.network.calls == [6, 6]
+    assert world.network.calls == [12]  # two images, three steps, both branches
     world.gradients()
     world.network.calls.clear()
     accumulate_gradients(world.network, trajectory, torch.zeros_like(g), world.guidance())

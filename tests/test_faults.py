@@ -32,7 +32,7 @@ target: {text: "gender=equal"}
 prompts: {train: [{set: sports}]}
 faces: {detector: fixed, bank: null}
 loss: {face: 0}
-sampling: {steps: [2, 2], network_batch: 4, gradient_batch: 8}
+sampling: {steps: [2, 2], network_batch: 4, gradient_batch: 4}
 references: {blocks: 1, cache: null}
 optimizer: {iterations: 4, images: 4, lr: 1.0e-3, eps: 1.0e-3}
 run: {output: OUTPUT, device: cpu, save_every: 1, sample_every: 0, tensorboard: false}
@@ -104,7 +104,7 @@ def test_out_of_memory_halves_the_batches_and_leaves_the_gradient(model, tmp_pat
     monkeypatch.setattr(training.model, "decode", shortage(training.model.decode, 1, graph=True))
     found = gradients(training, monkeypatch)
     training.adaptation.detach()
-    assert training.batches.sizes == {"network": 2, "gradient": 4, "decode": 1}
+    assert training.batches.sizes == {"network": 2, "gradient": 2, "decode": 1}
     assert len(said) == 4 and all("the result is the same" in line for line in said)  # decode twice
     assert float((found - expected).norm() / expected.norm()) < 1e-3
 
