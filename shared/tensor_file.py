@@ -102,7 +102,7 @@ def _header(file: Any, path: Path, what: str) -> tuple[bytes, dict[str, Any]]:
     size = os.fstat(file.fileno()).st_size
     start = file.read(64)
     for magic, kind in _KINDS:
-        if start.startswith(magic) and start[8:9] != b"{":  # the length of a header can begin like any of them
+        if start.startswith(magic) and start[8:9] != b"{":  # a header's length can begin like any of them
             _refuse(path, what, kind, "choose the .safetensors file")
     length = int.from_bytes(start[:8], "little")
     if size > MAX_FILE:

@@ -26,6 +26,7 @@ from fair_adapter.shared.seeds import starting_noise
 from fair_adapter.tests.tiny_checkpoint import write_checkpoint
 from fair_adapter.tests.tiny_families import NAMES, pipeline, tiny
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
+from fair_adapter.trainer.benchmark_methods.memory import LiveBytes
 from fair_adapter.trainer.families.base import DiffusionModel
 from fair_adapter.trainer.families.registry import families, family_of_keys, load, with_scheduler
 from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
@@ -411,6 +412,21 @@ def test_checkpointing_changes_no_gradient() -> None:
             model.decode(out).square().mean().backward()
         gradients.append([p.grad for p in adaptation.parameters() if p.grad is not None])
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-15) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_checkpointed_decoder_holds_less() -> None:
+    model = StableDiffusion.load()
+    latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    held, gradients = [], []
+    for wanted in (False, True, False):
+        model.checkpoint(decoder=wanted, network=False)
+        z = latents.clone().requires_grad_()
+        with LiveBytes(model.vae.parameters()) as live:
+            model.decode(z).square().mean().backward()
+        held.append(live.peak)
+        gradients.append(z.grad)
+    assert held[1] < 0.6 * held[0] and held[2] == held[0]
+    assert torch.allclose(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
 
 
 def test_a_compiled_network_follows_loras_that_come_and_go() -> None:

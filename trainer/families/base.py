@@ -6,6 +6,7 @@ Prompts are encoded as the hosts encode them, soft tokens included; latents are 
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,11 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ...shared.adapter_info import BaseModel, FamilyNames, weights_hash
 from ...shared.errors import FairAdapterError
@@ -23,6 +28,7 @@ from ...shared.schedulers import LinearSampler, linear_sampler
 from ...shared.seeds import starting_noise
 
 DECODED = 2**21  # pixels that are decoded at a time where no gradient is asked for: 8 pictures of 512 px
+DECODER_LAYERS = (ResnetBlock2D, Upsample2D, Attention)
 LATENT_FACTOR = 8  # px of a side for one latent, in every family here
 
 Soft = Mapping[str, Tensor]  # encoder -> soft tokens (n, d)
@@ -255,9 +261,16 @@ class DiffusionModel(ImageModel):
         self.side = pixels // LATENT_FACTOR
 
     def checkpoint(self, decoder: bool, network: bool) -> None:
-        """Trade time for memory in the backward pass: keep the inputs of blocks only."""
-        for part, wanted in ((self.vae, decoder), (self.network, network)):
-            if wanted:
-                part.enable_gradient_checkpointing()
-            else:
-                part.disable_gradient_checkpointing()
+        """Trade time for memory in the backward pass: keep the inputs of the network's blocks and of the
+        decoder's layers only. A block of the decoder at 1024 px is too much for a GPU of 16 GB."""
+        if network:
+            self.network.enable_gradient_checkpointing()
+        else:
+            self.network.disable_gradient_checkpointing()
+        for layer in self.vae.decoder.modules():
+            if isinstance(layer, DECODER_LAYERS):
+                vars(layer).pop("forward", None)
+                if decoder:
+                    layer.forward = functools.partial(
+                        checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+                    )
