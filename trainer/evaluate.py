@@ -170,10 +170,16 @@ def print_summary(report: Report) -> None:
     """The figures that matter, on the terminal."""
     models = report.measured()
     rows = []
-    for row in report.bias_rows():
-        cells = [f"{row[m]['bias']:.3f}" if row.get(m) else "-" for m, _ in models]
-        last = row.get(models[-1][0]) or row.get("original")
-        rows.append([f"{row['name']} bias", *cells, f"floor {last['floor']:.3f}" if last else ""])
+    measures = [("bias", "bias", "floor")]
+    if max(report.target.shares) - min(report.target.shares) > 1e-6:  # bias is the distance to equal shares
+        measures.append(("off target", "target_error", "target_floor"))
+    for title, figure, floor in measures:
+        for row in report.bias_rows():
+            found = [row.get(m) or {} for m, _ in models]
+            if any(figure in table for table in found):
+                cells = [f"{table[figure]:.3f}" if figure in table else "-" for table in found]
+                last = found[-1] or found[0]
+                rows.append([f"{row['name']} {title}", *cells, f"floor {last[floor]:.3f}"])
     for row in report.kept_rows():
         cells = [f"{row[m]:.3f}" if row.get(m) is not None else "-" for m, _ in models]
         rows.append([row["name"], *cells, row["expectation"]])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ...shared.adapter import FairnessAdapter
@@ -153,13 +154,16 @@ class Report:
     def lead(self) -> str:
         """The result in a sentence."""
         parts = []
-        for name in ("gender", "race", "gender_x_race"):
-            before = self.original.figures.get(name)
-            after = self.adapter.figures.get(name) if self.adapter else None
-            if before and after:
-                parts.append(f"{NAMES.get(name, name)} bias {before['bias']:.2f} → {after['bias']:.2f}")
-            elif before:
-                parts.append(f"{NAMES.get(name, name)} bias {before['bias']:.2f}")
+        for name in ("gender", "race", "gender_x_race", "age"):
+            figure, word = "bias", "bias"
+            if name in self.target.names and np.ptp(self.target.marginal(name)) > 1e-6:
+                figure, word = "target_error", "off target by"  # its bias is no fault
+            elif name == "age" and name not in self.target.names:
+                continue
+            values = [(measured.figures.get(name) or {}).get(figure) for _, measured in self.measured()]
+            found = [f"{value:.2f}" for value in values if value is not None]
+            if values[0] is not None:
+                parts.append(f"{NAMES.get(name, name)} {word} {' → '.join(found)}")
         pictures = self.original.figures["pictures"]
         return f"{', '.join(parts)} on {len(self.prompts)} prompts, {pictures} pictures before and after."
 
