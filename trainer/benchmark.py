@@ -103,7 +103,15 @@ def _bench(
         model.resize(options.size)
     scale = guidance_scale(None, "portrait") if name == "portrait" else 7.5
     bench = Workbench.build(
-        model, images, min(at_once, images), steps, options.device, dtype, scale, options.rank
+        model,
+        images,
+        min(at_once, images),
+        steps,
+        options.device,
+        dtype,
+        scale,
+        options.rank,
+        tuple(options.encoders),
     )
     if options.compile:
         compile_network(bench.training.adaptation)
@@ -194,6 +202,12 @@ def parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=3, help="of timing (3)")
     add("--rank", type=int, default=50, help="of the LoRA (50)")
     add("--size", type=int, default=0, help="px of the pictures (default: the model's)")
+    add(
+        "--encoders",
+        nargs="+",
+        default=["embedded"],
+        help="of the semantics loss: embedded, open_clip, dinov2, or open_clip:PATH (embedded)",
+    )
     add("--dtype", choices=tuple(DTYPES), help="of the weights (float32 on a CPU, bfloat16 on a GPU)")
     add("--compile", action="store_true", help="torch.compile the network")
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")

@@ -124,14 +124,17 @@ class Workbench:
         dtype: str = "float32",
         scale: float = 7.5,
         rank: int = 50,
+        encoders: tuple[str, ...] = ("embedded",),
     ) -> Workbench:
-        """images: of one iteration.  micro_batch: at a time, in every method."""
+        """images: of one iteration.  micro_batch: at a time, in every method.  encoders: of the semantics
+        loss."""
         config = Config(
             model=ModelConfig(path="random", dtype=dtype, guidance_scale=scale),  # type: ignore[arg-type]
             adapter=AdapterConfig(text_lora=True, rank=rank),
             target=TargetConfig("gender=equal;race=equal"),
             faces=FacesConfig(detector="fixed", bank=None),
-            loss=LossConfig(confidence=0.0, certain=0.0),  # random weights are certain of nothing
+            # random weights are certain of nothing
+            loss=LossConfig(confidence=0.0, certain=0.0, encoders=encoders),
             sampling=SamplingConfig(
                 steps=(steps, steps),
                 network_batch=micro_batch,
