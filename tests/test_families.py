@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fair_adapter.shared.attributes import TargetDistribution
 from fair_adapter.shared.direct import accumulate_gradients, one_graph_gradient
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.lora import LoraSet, peft_tensors
+from fair_adapter.shared.quiet import quiet
 from fair_adapter.shared.sampling import rollout
 from fair_adapter.shared.seeds import starting_noise
 from fair_adapter.tests.tiny_checkpoint import write_checkpoint
@@ -412,6 +414,16 @@ def test_checkpointing_changes_no_gradient() -> None:
             model.decode(out).square().mean().backward()
         gradients.append([p.grad for p in adaptation.parameters() if p.grad is not None])
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-15) for a, b in zip(*gradients, strict=True))
+
+
+def test_hub_clients_keep_quiet_while_a_model_loads(caplog: pytest.LogCaptureFixture) -> None:
+    client = logging.getLogger("huggingface_hub.utils._http")
+    with pytest.raises(OSError), quiet():
+        client.error("Retrying in 1s [Retry 1/5].")
+        raise OSError("offline")
+    assert not caplog.records
+    client.error("not while loading")
+    assert [record.message for record in caplog.records] == ["not while loading"]
 
 
 def test_a_checkpointed_decoder_holds_less() -> None:

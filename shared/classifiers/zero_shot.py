@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..attributes import AGE, GENDER, RACE, RACE4, Attribute
 from ..errors import FairAdapterError
 from ..faces.alignment import PADDING, window
+from ..quiet import quiet
 from .base import ClassifierModule, temperatures
 
 NAME = "zero_shot"
@@ -130,7 +131,8 @@ def load(
         raise FairAdapterError(f"{path}: expected a weight file of {model}, found none; check the path")
     weights = pretrained if path is None else str(path)
     try:
-        clip = open_clip.create_model(model, pretrained=weights)
+        with quiet():
+            clip = open_clip.create_model(model, pretrained=weights)
         tokenizer = open_clip.get_tokenizer(model)
     except Exception as error:  # hub clients and torch.load raise dozens of kinds, all of one meaning here
         raise FairAdapterError(

@@ -18,11 +18,11 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.utils import logging
 from safetensors import SafetensorError, safe_open
 
 from ...shared.adapter_info import weights_hash
 from ...shared.errors import FairAdapterError
+from ...shared.quiet import quiet
 from ..configuration.settings import unknown
 from .base import DiffusionModel
 
@@ -59,17 +59,13 @@ def load(
     variant: such as "fp16", for folders that name their files so.
     Raises FairAdapterError for what is missing, broken, of no known family, or unreachable.
     """
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
     coarse = dtype == torch.bfloat16  # which model it is shows in finer weights alone
-    try:
+    with quiet():
         model = _load(source, torch.float16 if coarse else dtype, config, variant)
         if coarse:
             model.hash = weights_hash(*model.ends)
             for part in model.parts().values():
                 part.to(dtype)
-    finally:
-        logging.set_verbosity(level)
     return model.to(device)
 
 

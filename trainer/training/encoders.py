@@ -24,13 +24,12 @@ from ...shared.classifiers.weights import RESTORE, WEIGHTS_FOLDER, identity, rea
 from ...shared.errors import FairAdapterError
 from ...shared.precision import full_precision
 from ...shared.preservation import SemanticEncoder, scale_gradient
+from ...shared.quiet import quiet
 from ..configuration.settings import unknown
 
 FILE = "semantics.safetensors"
 SIZE, GRID = 128, 4  # px of the input, cells of the averages
-HALF_SCALE = (
-    2.0**12
-)  # of gradients within a float16 encoder, which would lose the small ones of single pixels
+HALF_SCALE = 2.0**12  # of gradients within a float16 encoder, which would lose those of single pixels
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB in [0, 1]
 CLIPS = {  # name -> architecture and weights of open_clip
     "open_clip": ("ViT-H-14", "laion2b_s32b_b79k"),
@@ -164,7 +163,8 @@ def _open_clip(kind: str, path: str) -> Any:
     try:
         import open_clip
 
-        return open_clip.create_model(architecture, pretrained=path or weights)
+        with quiet():
+            return open_clip.create_model(architecture, pretrained=path or weights)
     except Exception as error:  # hub clients and torch.load raise dozens of kinds, all of one meaning here
         raise _missing(kind, architecture, path or weights, error) from error
 
@@ -188,7 +188,8 @@ def _dinov2(kind: str, path: str) -> ForeignEncoder:
     try:
         from transformers import Dinov2Model
 
-        model = Dinov2Model.from_pretrained(path or weights)
+        with quiet():
+            model = Dinov2Model.from_pretrained(path or weights)
     except Exception as error:  # hub clients raise dozens of kinds, all of one meaning here
         raise _missing(kind, "DINOv2", path or weights, error) from error
     return ForeignEncoder(f"dinov2:{_mark(path, weights)}", _DinoFeatures(model), DINO_SIZE, MEAN, STD)
