@@ -271,6 +271,6 @@ class DiffusionModel(ImageModel):
             if isinstance(layer, DECODER_LAYERS):
                 vars(layer).pop("forward", None)
                 if decoder:
-                    layer.forward = functools.partial(
+                    vars(layer)["forward"] = functools.partial(
                         checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
                     )
