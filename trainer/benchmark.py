@@ -52,8 +52,8 @@ SWEPT = ("one_graph", "both_branches", "cached", "subset")
 STEPS_SWEEP = (10, 20, 50)
 
 
-def measure(name: str, options: argparse.Namespace) -> Measurement:
-    """All methods on one model."""
+def measure(name: str, options: argparse.Namespace, swept: bool) -> Measurement:
+    """All methods on one model.  swept: whether over the numbers of images and steps as well."""
     device = torch.device(options.device)
     images, at_once = SIZES[name]
     images, at_once = options.images or images, options.micro_batch or at_once
@@ -90,7 +90,7 @@ def measure(name: str, options: argparse.Namespace) -> Measurement:
     peak = peak_tflops(device, DTYPES[dtype])
     measurement = Measurement(name, images, at_once, options.steps, peak, lines)
     bench.close()
-    if options.sweeps:
+    if swept:
         measurement.sweeps.update(_sweeps(name, dtype, options))
     return measurement
 
@@ -166,7 +166,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     names = options.models or (["portrait", "medium"] if device.type == "cpu" else ["sd15", "sdxl"])
     measurements = []
     for name in names:
-        measurements.append(measure(name, options))
+        # on a CPU the first model's sweeps are enough for a quarter of an hour
+        swept = options.sweeps and (device.type == "cuda" or name == names[0])
+        measurements.append(measure(name, options, swept))
         print_table(COLUMNS, measurements[-1].rows(), f"{name}, {device_name(device)}")
     growths = [m.memory_growth for m in measurements if m.memory_growth is not None]
     table: dict[str, Any] = {
@@ -199,7 +201,7 @@ def parser() -> argparse.ArgumentParser:
     add("--images", type=int, default=0, help="of an iteration (default: by model)")
     add("--micro-batch", type=int, default=0, help="images at a time, in every method (default: by model)")
     add("--steps", type=int, default=20, help="of the sampler (20)")
-    add("--rounds", type=int, default=3, help="of timing (3)")
+    add("--rounds", type=int, default=2, help="of timing (2)")
     add("--rank", type=int, default=50, help="of the LoRA (50)")
     add("--size", type=int, default=0, help="px of the pictures (default: the model's)")
     add(
