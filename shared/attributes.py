@@ -170,6 +170,11 @@ class TargetDistribution:
             raise FairAdapterError(f"marginal: needs different attributes out of {self.names}, found {names}")
         return np.einsum(self.probabilities, list(range(len(self.shape))), order)
 
+    def is_equal(self, *names: str) -> bool:
+        """Whether all classes of these attributes together, of all without names, have the same share."""
+        shares = self.marginal(*(names or self.names))
+        return bool(np.abs(shares - 1 / shares.size).max() < 1e-6)
+
     @property
     def is_product(self) -> bool:
         """Whether the attributes are independent of each other."""

@@ -43,11 +43,10 @@ from .sampling import (
     Denoiser,
     Guidance,
     Trajectory,
+    fused_output,
     guided_output,
-    joined,
     network_inputs,
     next_latents,
-    select,
     with_timesteps_on,
 )
 from .schedulers import LinearSampler
@@ -178,14 +177,13 @@ def _follow_branches(
     device, dtype, images = latents.device, latents.dtype, latents.shape[1]
     timesteps, scale = sampler.timesteps.to(device), sampler.input_scale.to(dtype).to(device)
     weights = weights.to(dtype).to(device)
-    trailing, repeat = [1] * (latents.ndim - 2), len(branches)
+    trailing = [1] * (latents.ndim - 2)
     for chunk in chunks:
         step, image = chunk.unbind(dim=1)
         inputs = latents[step, image] * scale[step].reshape(-1, *trailing)
         vector = weights[step].reshape(-1, *trailing) * cotangent.detach()[image]
         with torch.enable_grad():
-            rows = joined([select(conditioning, image, images) for conditioning, _ in branches])
-            output = model(inputs.repeat(repeat, *trailing), timesteps[step].repeat(repeat), rows)
+            output = fused_output(model, inputs, timesteps[step], [c for c, _ in branches], image, images)
         if not output.requires_grad:
             return False
         vectors = torch.cat([vector * share for _, share in branches])

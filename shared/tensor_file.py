@@ -101,8 +101,9 @@ def _header(file: Any, path: Path, what: str) -> tuple[bytes, dict[str, Any]]:
     """The bytes up to the end of the header, and its JSON."""
     size = os.fstat(file.fileno()).st_size
     start = file.read(64)
-    for magic, kind in _KINDS:
-        if start.startswith(magic) and start[8:9] != b"{":  # a header's length can begin like any of them
+    others = _KINDS if start[8:9] != b"{" else ()  # a header's length can begin like any of them
+    for magic, kind in others:
+        if start.startswith(magic):
             _refuse(path, what, kind, "choose the .safetensors file")
     length = int.from_bytes(start[:8], "little")
     if size > MAX_FILE:

@@ -160,3 +160,10 @@ def test_independent_attributes_are_written_as_such(gender, age):
     target = parse(f"gender={gender[0]}/{gender[1]};age={age[0]}/{age[1]}")
     assert target.is_product and "*" not in target.to_text()
     np.testing.assert_allclose(target.marginal("age"), np.array(age) / 100, atol=1e-9)
+
+
+def test_equal_shares_are_told_of_all_and_of_some_attributes():
+    target = TargetDistribution.parse("gender=equal;race=equal;age=young:75,old:25")
+    assert target.is_equal("gender") and target.is_equal("gender", "race")
+    assert not target.is_equal("age") and not target.is_equal()
+    assert TargetDistribution.parse("gender=equal;race=equal").is_equal()

@@ -171,7 +171,7 @@ def print_summary(report: Report) -> None:
     models = report.measured()
     rows = []
     measures = [("bias", "bias", "floor")]
-    if max(report.target.shares) - min(report.target.shares) > 1e-6:  # bias is the distance to equal shares
+    if not report.target.is_equal():  # bias is the distance to equal shares
         measures.append(("off target", "target_error", "target_floor"))
     for title, figure, floor in measures:
         for row in report.bias_rows():

@@ -22,9 +22,9 @@ LINE_EVERY = 20.0  # seconds between lines where there is no terminal
 def deviation(shares: np.ndarray, target: TargetDistribution, name: str) -> float:
     """How far shares (K,) of an attribute are off: the paper's bias where classes should be equal, else the
     mean distance to the target."""
-    wanted = target.marginal(name)
-    equal = bool(np.abs(wanted - 1.0 / len(wanted)).max() < 1e-6)
-    return float(bias(shares)) if equal else float(target_error(shares, wanted))
+    if target.is_equal(name):
+        return float(bias(shares))
+    return float(target_error(shares, target.marginal(name)))
 
 
 class Running:

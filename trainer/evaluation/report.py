@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from ...shared.adapter import FairnessAdapter
@@ -155,11 +154,12 @@ class Report:
         """The result in a sentence."""
         parts = []
         for name in ("gender", "race", "gender_x_race", "age"):
-            figure, word = "bias", "bias"
-            if name in self.target.names and np.ptp(self.target.marginal(name)) > 1e-6:
-                figure, word = "target_error", "off target by"  # its bias is no fault
-            elif name == "age" and name not in self.target.names:
+            asked = name in self.target.names
+            if name == "age" and not asked:
                 continue
+            figure, word = "bias", "bias"
+            if asked and not self.target.is_equal(name):
+                figure, word = "target_error", "off target by"  # its bias is no fault
             values = [(measured.figures.get(name) or {}).get(figure) for _, measured in self.measured()]
             found = [f"{value:.2f}" for value in values if value is not None]
             if values[0] is not None:
