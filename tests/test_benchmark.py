@@ -11,7 +11,7 @@ from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.tests.tiny_families import tiny
 from fair_adapter.trainer import benchmark
 from fair_adapter.trainer.benchmark_methods import bias
-from fair_adapter.trainer.benchmark_methods.memory import LiveBytes, cost, peak_tflops, seconds
+from fair_adapter.trainer.benchmark_methods.memory import Meter, cost, peak_tflops, seconds
 from fair_adapter.trainer.benchmark_methods.methods import EXACT, Workbench
 from fair_adapter.trainer.benchmark_methods.models import build
 from fair_adapter.trainer.benchmark_methods.results import Line, Measurement, plot, worst
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 def test_live_bytes_count_what_is_alive_once_and_no_weights():
     weights = torch.zeros(1000)
-    with LiveBytes([weights]) as live:
+    with Meter([weights]) as live:
         a = torch.ones(1000)
         b = a.view(10, 100)[:5]
         c = weights + 1

@@ -173,7 +173,7 @@ from fair_adapter.trainer import train
 from fair_adapter.trainer.training.loop import Training
 
 iterate = Training.iterate
-def broken(self, iteration, stop=False):
+def broken(self, iteration, stop):
     other = os.environ["RANK"] == "1"
     if iteration == 1 and other:
         denoise = self.adaptation.denoise

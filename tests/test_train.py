@@ -22,16 +22,18 @@ from fair_adapter.shared.images import open_image
 from fair_adapter.shared.seeds import starting_noise
 from fair_adapter.tests import fixture_faces
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
-from fair_adapter.trainer import face_bank, train
+from fair_adapter.trainer import face_bank, progress, train
 from fair_adapter.trainer.configuration.config import OptimizerConfig, load_config
 from fair_adapter.trainer.evaluation import generation
 from fair_adapter.trainer.face_chain import convert_semantics
+from fair_adapter.trainer.training.adaptation import Adaptation
 from fair_adapter.trainer.training.bank import Entry, ReferenceBank
 from fair_adapter.trainer.training.encoders import EmbeddedEncoder, load_encoders
 from fair_adapter.trainer.training.logs import Log
+from fair_adapter.trainer.training.loop import Training
 from fair_adapter.trainer.training.observer import load_observer
 from fair_adapter.trainer.training.optimizer import Optimizer
-from fair_adapter.trainer.training.processes import Processes
+from fair_adapter.trainer.training.processes import Processes, check_device
 from fair_adapter.trainer.training.setup import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -268,6 +270,27 @@ def test_ctrl_c_saves_and_resuming_is_bitwise_the_same(config, tmp_path, uninter
     assert (tmp_path / "run" / "state.pt").stat().st_mtime_ns == before
 
 
+def test_a_stop_that_is_asked_for_within_an_iteration_makes_it_the_last(config, tmp_path, monkeypatch):
+    follow = Training.follow
+
+    def press(self, *arguments):
+        signal.raise_signal(signal.SIGTERM)
+        follow(self, *arguments)
+
+    monkeypatch.setattr(Training, "follow", press)
+    _, finished = train.train(config())
+    assert not finished and state(tmp_path / "run")["iteration"] == 1
+
+
+def test_training_that_is_never_finite_ends(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "MOST_SKIPPED", 2)
+    denoise = Adaptation.denoise
+    monkeypatch.setattr(Adaptation, "denoise", lambda self, *a: denoise(self, *a) * float("nan"))
+    with pytest.raises(FairAdapterError, match=r"2 iterations in a row.*bfloat16.*another run\.output"):
+        train.train(config())
+    assert [line["skipped"] for line in log(tmp_path / "run")] == [True, True]
+
+
 def test_kill_loses_at_most_one_interval(config, tmp_path, uninterrupted):
     config()
     command = [
@@ -358,10 +381,82 @@ def test_shares_that_are_left_to_chance_are_told(config, tmp_path, capsys):
     assert "nothing pulls" not in "".join(capsys.readouterr())
 
 
-def test_machines_that_do_not_share_their_folder_are_told(config, monkeypatch):
-    monkeypatch.setattr(Processes, "gather_objects", lambda self, mine: [mine, [7]])
-    with pytest.raises(FairAdapterError, match=r"not the same folder on all machines.*run\.output"):
-        train.train(config())
+LAUNCHED = """
+import os, sys
+sys.argv = sys.argv[1:]
+exec(open(sys.argv[0]).read().split("os.environ.setdefault")[0], {"__file__": sys.argv[0], "__name__": "x"})
+from fair_adapter.trainer import train
+sys.exit(train.main([*sys.argv[1:], f"run.output={os.environ['OUTPUT']}{os.environ['RANK']}"]))
+"""
+
+
+def test_ctrl_c_of_a_launcher_saves_and_machines_need_not_share_the_folder(config, tmp_path):
+    config()
+    (tmp_path / "launched.py").write_text(LAUNCHED, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [
+        str(tmp_path / "launched.py"),
+        str(ROOT / "trainer" / "train.py"),
+        str(tmp_path / "config.yaml"),
+    ]
+    command += [
+        "faces.bank=model",
+        "faces.bank_per_cell=2",
+        "optimizer.iterations=40",
+        "sampling.gradient_steps=0",
+    ]
+    run = {"env": {**os.environ, "OUTPUT": str(tmp_path / "run")}, "text": True, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, **run)
+    first, other = tmp_path / "run0", tmp_path / "run1"
+    while process.poll() is None and not ((first / "log.jsonl").exists() and len(log(first)) >= 2):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=300)
+    done = state(first)["iteration"]
+    assert "stopped and saved" in output and len(log(first)) == done and 2 <= done < 40, output[-2000:]
+    assert not other.exists()
+    command[-2] = f"optimizer.iterations={done + 1}"
+    subprocess.run(command, timeout=300, check=True, stdout=subprocess.DEVNULL, **run)
+    assert state(first)["iteration"] == len(log(first)) == done + 1 and not other.exists()
+
+
+def test_what_the_first_process_finds(monkeypatch):
+    processes = Processes("cpu")
+
+    def refuse():
+        raise FairAdapterError("no such file")
+
+    assert processes.from_first(lambda: (7, "x")) == (7, "x")
+    with pytest.raises(FairAdapterError, match="no such file"):
+        processes.from_first(refuse)
+    processes.count, processes.rank = 2, 1
+    sent = {}
+    monkeypatch.setattr(
+        torch.distributed, "broadcast_object_list", lambda found, src: found.__setitem__(0, sent)
+    )
+    assert processes.from_first(refuse) is sent  # only the first process looks
+    monkeypatch.setattr(processes, "gather_objects", lambda mine: [["a", "c", "e"], mine])
+    assert processes.interleaved(["b", "d"], 5) == ["a", "b", "c", "d", "e"]
+
+
+def test_a_process_looks_for_its_own_gpu(monkeypatch):
+    asked = []
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: asked.append(device))
+    assert [check_device(name, "--device") for name in ("cuda", "cuda:1", "cpu")] == asked
+    assert [str(device) for device in asked] == ["cuda:3", "cuda:1", "cpu"]
+
+
+def test_time_left_is_that_of_the_work_since_it_began(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    shown = progress.Progress("work", 10, done=2)
+    now[0] += 3600  # loading
+    shown.begin()
+    for _ in range(2):
+        now[0] += 30
+        shown.advance()
+    assert capsys.readouterr().out.splitlines()[-1].startswith("work 4/10, 3:00 left")
 
 
 def test_two_processes_give_the_update_of_one(config, tmp_path):
@@ -568,13 +663,19 @@ def test_face_bank_from_the_model_takes_only_what_was_asked_for():
         chosen = chosen or [i for i, row in enumerate(rows) if row["gender"] == "female"]
         return images[[chosen[k % len(chosen)] for k in range(len(prompts) - 1)] + [0]]
 
-    bank = face_bank.bank_from_model(draw, observer, observer.attributes[:1], per_cell=4)
-    labels = bank.labels["gender"]
+    def bank(**options):
+        gender, faces = observer.attributes[:1], []
+        for cell in gender[0].classes:
+            faces += face_bank.faces_of_cell(draw, observer, gender, (cell,), 4, **options)
+        return face_bank.bank_of(faces, observer)
+
+    labels = bank().labels["gender"]
     assert (labels == 0).sum() == 4 and (labels == 1).sum() == 4
     assert any("female" in p for p in asked) and any(" male " in p for p in asked)
 
-    likely = face_bank.bank_from_model(draw, observer, observer.attributes[:1], per_cell=4, certain=1.1)
-    assert likely.labels["gender"].bincount().tolist() == [4, 4]  # where nothing is certain, the likeliest
+    assert bank(certain=1.1).labels["gender"].bincount().tolist() == [4, 4]  # nothing certain: the likeliest
+    with pytest.raises(FairAdapterError, match="draws no face that is read as asked for"):
+        face_bank.bank_of([], observer)
 
 
 # ---- bad input

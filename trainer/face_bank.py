@@ -26,7 +26,7 @@ if "fair_adapter" not in sys.modules:  # the repository root under its one impor
 import torch
 from torch import Tensor
 
-from fair_adapter.shared.attributes import Attribute, TargetDistribution
+from fair_adapter.shared.attributes import Attribute
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.images import SUFFIXES, load_image
 from fair_adapter.shared.preservation import FaceBank
@@ -136,50 +136,55 @@ def _pictures(files: Sequence[Path]) -> Iterator[Tensor | None]:
 # ---- from the base model
 
 
-def bank_from_model(
+DrawnFace = tuple[Tensor, dict[str, Tensor]]  # feature (128,), attribute -> class or -1
+
+
+def faces_of_cell(
     draw: Callable[[list[str], list[int]], Tensor],
     observer: Observer,
     attributes: Sequence[Attribute],
-    per_cell: int,
+    cell: Sequence[str],
+    count: int,
     certain: float = CERTAIN,
-) -> FaceBank:
-    """A bank of faces that the base model draws when it is told the classes.
+) -> list[DrawnFace]:
+    """Faces that the base model draws when it is told a combination of classes. Deterministic.
 
     draw: prompts and noise seeds -> images (N, 3, H, W) in [0, 1].
-    attributes: `per_cell` faces of every combination of their classes, or as many as ROUNDS of that give;
-        of a combination that is nowhere certain, the likeliest.
-    Deterministic. Raises FairAdapterError if no face at all is read as what was asked for.
+    cell: a class of each of the attributes.
+    count: of the faces, or as many as ROUNDS of that give; where none is certain, the likeliest.
     """
-    features, labels = [], []
-    for cell in TargetDistribution.uniform(attributes).cells:
-        wanted = {a.name: a.index(c) for a, c in zip(attributes, cell)}
-        rows: list[tuple[float, Tensor, dict[str, Tensor]]] = []  # probability, feature, labels
-        for attempt in range(ROUNDS):
-            if sum(probability >= certain for probability, _, _ in rows) >= per_cell:
-                break
-            prompts = [_cell_prompt(attributes, cell, attempt * per_cell + i) for i in range(per_cell)]
-            seeds = [noise_seed(p, attempt * per_cell + i, "face bank") for i, p in enumerate(prompts)]
-            with torch.no_grad():
-                view = observer.look(draw(prompts, seeds))
-            probabilities, read = view.probabilities(), certain_labels(view, certain)
-            for i in view.has_face.nonzero().squeeze(1).tolist():
-                probability = min(float(probabilities[name][i, k]) for name, k in wanted.items())
-                known = {name: value[i].cpu() for name, value in read.items()}
-                rows.append((probability, view.features[i].cpu(), known))
-        sure = [row for row in rows if row[0] >= certain][:per_cell]
-        if not sure:  # a class that this model draws rarely: its likeliest faces stand for it
-            likely = sorted((row for row in rows if row[0] > 0.5), key=lambda row: -row[0])[:per_cell]
-            as_wanted = {name: torch.tensor(k) for name, k in wanted.items()}
-            sure = [(probability, feature, {**known, **as_wanted}) for probability, feature, known in likely]
-        features += [feature for _, feature, _ in sure]
-        labels += [known for _, _, known in sure]
-    if not features:
+    wanted = {a.name: a.index(c) for a, c in zip(attributes, cell)}
+    rows: list[tuple[float, Tensor, dict[str, Tensor]]] = []  # probability, feature, labels
+    for attempt in range(ROUNDS):
+        if sum(probability >= certain for probability, _, _ in rows) >= count:
+            break
+        prompts = [_cell_prompt(attributes, cell, attempt * count + i) for i in range(count)]
+        seeds = [noise_seed(p, attempt * count + i, "face bank") for i, p in enumerate(prompts)]
+        with torch.no_grad():
+            view = observer.look(draw(prompts, seeds))
+        probabilities, read = view.probabilities(), certain_labels(view, certain)
+        for i in view.has_face.nonzero().squeeze(1).tolist():
+            probability = min(float(probabilities[name][i, k]) for name, k in wanted.items())
+            known = {name: value[i].cpu() for name, value in read.items()}
+            rows.append((probability, view.features[i].cpu(), known))
+    sure = [(feature, known) for probability, feature, known in rows if probability >= certain]
+    if sure:
+        return sure[:count]
+    # a class that this model draws rarely: its likeliest faces stand for it
+    likely = sorted((row for row in rows if row[0] > 0.5), key=lambda row: -row[0])
+    as_wanted = {name: torch.tensor(k) for name, k in wanted.items()}
+    return [(feature, {**known, **as_wanted}) for _, feature, known in likely[:count]]
+
+
+def bank_of(faces: Sequence[DrawnFace], observer: Observer) -> FaceBank:
+    """The drawn faces as a bank. Raises FairAdapterError if there is none."""
+    if not faces:
         raise FairAdapterError(
             "face bank: the base model draws no face that is read as asked for; give a file of "
             "trainer/face_bank.py with faces.bank, or set faces.bank=null"
         )
-    joined = {a.name: torch.stack([row[a.name] for row in labels]) for a in observer.attributes}
-    return FaceBank(torch.stack(features), joined)
+    labels = {a.name: torch.stack([known[a.name] for _, known in faces]) for a in observer.attributes}
+    return FaceBank(torch.stack([feature for feature, _ in faces]), labels)
 
 
 def _cell_prompt(attributes: Sequence[Attribute], cell: Sequence[str], index: int) -> str:

@@ -17,6 +17,7 @@ from .training.loop import Outcome
 T = TypeVar("T")
 WINDOW = 20  # iterations whose mean is shown
 LINE_EVERY = 20.0  # seconds between lines where there is no terminal
+PERIOD = 86400.0  # seconds
 
 
 def deviation(shares: np.ndarray, target: TargetDistribution, name: str) -> float:
@@ -76,7 +77,8 @@ class Progress:
             rich.TimeRemainingColumn(),
             rich.TextColumn("{task.fields[figures]}"),
         )
-        self._bar = rich.Progress(*columns)
+        # a round may take minutes: its pace is that of all rounds, not of rich's last half a minute
+        self._bar = rich.Progress(*columns, speed_estimate_period=PERIOD)
         self._task = self._bar.add_task(self.what, total=self.total, completed=self.done, figures="")
         self._bar.start()
 
@@ -86,6 +88,12 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def begin(self) -> None:
+        """The pace is measured from here on: what came before was no work, or other work."""
+        self._began, self._at_first = time.monotonic(), self.done
+        if self._bar is not None:
+            self._bar.reset(self._task, completed=self.done)
 
     def advance(self, figures: str = "") -> None:
         """One more round is done."""

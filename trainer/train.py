@@ -6,7 +6,7 @@
 
 Writes into run.output: adapter.safetensors (the averaged weights, for the hosts), state.pt (to go on from),
 log.jsonl, samples/ and TensorBoard files. The same command goes on with an interrupted run; Ctrl-C saves
-first.
+first. (Launchers kill after 30 seconds: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300 gives a long iteration its time.)
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer.configuration.config import Config, load_config, options
 
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
+MOST_SKIPPED = 25  # iterations in a row that are not finite: twice what finding a scale for float16 takes
 
 
 def train(config: Config, watch: Callable[[int], None] = lambda iteration: None) -> tuple[Path, bool]:
@@ -42,25 +43,23 @@ def train(config: Config, watch: Callable[[int], None] = lambda iteration: None)
     from fair_adapter.trainer.training.processes import Processes
     from fair_adapter.trainer.training.samples import Samples
     from fair_adapter.trainer.training.setup import adapter_info, left_to_chance, prepare
-    from fair_adapter.trainer.training.state import Interruption, check_folder, load_state, save_state
+    from fair_adapter.trainer.training.state import Interruption, read_state, save_state, take_up
 
     run, total, folder = config.run, config.optimizer.iterations, Path(config.run.output)
     path = folder / "adapter.safetensors"
     processes = Processes(run.device, config.optimizer.images)
-    done = check_folder(folder, path, config)
-    if len({each for (each,) in processes.gather_objects([done])}) > 1:
-        raise FairAdapterError(
-            f"{folder}: is not the same folder on all machines of this run; choose a run.output that they "
-            "share"
-        )
-    if done >= total and path.exists():
+    # read by the first process alone: machines need not share the folder
+    state, written = processes.from_first(lambda: (read_state(folder, path, config), path.exists()))
+    iteration = state["iteration"] if state else 0
+    if iteration >= total and written:
         return path, True
-    with Progress(run.name, total, done, quiet=not processes.first) as progress:
+    with Progress(run.name, total, iteration, quiet=not processes.first) as progress:
         training = prepare(config, processes, progress.say)
         chance = left_to_chance(config, training.space.default)
         if chance and processes.first:
             progress.say(chance)
-        iteration = load_state(folder, training.optimizer, config)
+        if state:
+            take_up(state, folder, training.optimizer)
         samples = Samples(training) if run.sample_every and processes.first else None
         running = Running()
 
@@ -77,15 +76,18 @@ def train(config: Config, watch: Callable[[int], None] = lambda iteration: None)
             if iteration:
                 save_state(folder, iteration, training.optimizer, config)
 
-        if not iteration or not path.exists():
+        if not iteration or not written:
             save()  # shows before any work that the folder can be written to
         log = Log(folder, run, iteration, plain(config)) if processes.first else None
+        skipped = 0  # in a row
         with Interruption() as interruption:
+            progress.begin()
             while iteration < total:
-                outcome = training.iterate(iteration, interruption.asked)
+                outcome = training.iterate(iteration, lambda: interruption.asked)
                 iteration += 1
                 means = running.add(outcome)
                 progress.advance(figures(means))
+                skipped = skipped + 1 if outcome.skipped else 0
                 if outcome.skipped:
                     progress.say(f"iteration {iteration}: a number was not finite, no step was taken")
                 if log:
@@ -97,10 +99,16 @@ def train(config: Config, watch: Callable[[int], None] = lambda iteration: None)
                 watch(iteration)
                 if outcome.stop:
                     break
-        if log:
-            log.close()
+                if skipped == MOST_SKIPPED:
+                    raise FairAdapterError(
+                        f"{skipped} iterations in a row gave numbers that are not finite, and no step was "
+                        "taken; train with model.dtype=bfloat16 or float32, or with a lower optimizer.lr, "
+                        "into another run.output"
+                    )
+            if log:
+                log.close()
+            processes.close()
         training.adaptation.detach()
-    processes.close()
     return path, iteration >= total
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ...shared.metrics import bias
 from ...shared.seeds import noise_seed
 from ..configuration.config import Config, PromptSource, load_config
-from ..configuration.prompts import read_prompts
+from ..configuration.prompts import Schedule, evenly, read_prompts
 from ..training.loop import Training
 from ..training.processes import Processes
 from ..training.setup import prepare
@@ -22,6 +22,7 @@ from .methods import Method, one_graph_iteration
 GOAL = 0.25
 EVERY = 10  # iterations between two measurements, which are not timed
 PICTURES = 32  # of each validation prompt
+PROMPTS = 12  # of training: few enough that their references are used again
 STEPS = 20
 MOST = 600  # iterations
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
@@ -50,6 +51,8 @@ def _train(
     config: Config, device: str, method: Method | None, say: Callable[[str], None], name: str
 ) -> dict[str, Any]:
     training = prepare(config, Processes(device, config.optimizer.images), say)
+    prompts = evenly(read_prompts(PromptSource("occupations_train")), PROMPTS)
+    training.schedule = Schedule([prompts], [1.0], config.run.seed)
     spent, done, found = 0.0, 0, _bias(training)
     say(f"{name}: gender bias {found:.2f} before")
     while found > GOAL and done < MOST:

@@ -6,35 +6,50 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 # TFLOP/s of dense matrix products as the makers state them: (float16 and bfloat16, float32 without TF32)
 PEAKS = {"H200": (989.0, 67.0), "H100": (989.0, 67.0), "A100": (312.0, 19.5), "4090": (165.0, 82.6)}
 
 
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all tensors that are alive at one time and were made within; `peak` is the most of them.
+# PyTorch's formulas, and for attention on a CPU, which it leaves out, those of attention on a GPU
+OPERATIONS = {
+    **flop_registry,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+}
 
-    known: what is there before, such as weights; the attribute is its size in bytes. Counts storages, so that
-    views cost nothing.
+
+class Meter(TorchDispatchMode):
+    """What is done and what is alive within.
+
+    peak: most bytes, at one time, of tensors that were made within. Counts storages: views cost nothing.
+    flop: floating-point operations of matrix products, convolutions and attention, 2 for a multiply-add.
+    known: what is there before, such as weights; the attribute is its size in bytes.
+    (One mode for both: PyTorch's FlopCounterMode alone makes small networks four times as slow.)
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.current = self.peak = 0
+        self.current = self.peak = self.flop = 0
         self._seen: dict[int, Any] = {}
         self._known = {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in known)}
         self.known = sum(storage.nbytes() for storage in self._known.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        operations = OPERATIONS.get(func._overloadpacket)
+        if operations is not None:
+            self.flop += operations(*args, **kwargs, out_val=result)
+        for value in (result,) if isinstance(result, Tensor) else tree_leaves(result):
             if isinstance(value, Tensor) and value.layout == torch.strided:
                 self._count(value.untyped_storage())
         return result
@@ -44,11 +59,11 @@ class LiveBytes(TorchDispatchMode):
         if name in self._known or name in self._seen:
             return
         size = storage.nbytes()
-        self._seen[name] = weakref.finalize(storage, self._free, name, size)
+        self._seen[name] = weakref.ref(storage, partial(self._free, name, size))
         self.current += size
         self.peak = max(self.peak, self.current)
 
-    def _free(self, name: int, size: int) -> None:
+    def _free(self, name: int, size: int, storage: object) -> None:
         self._seen.pop(name, None)
         self.current -= size
 
@@ -65,20 +80,19 @@ class Cost:
 
 def cost(work: Callable[[], object], device: torch.device, weights: Iterable[Tensor]) -> Cost:
     """Of one call. On a GPU the allocator's peak, elsewhere that of live tensors; slower than without."""
-    with FlopCounterMode(display=False) as counter:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            before = torch.cuda.memory_allocated(device)
-            torch.cuda.reset_peak_memory_stats(device)
-            work()
-            torch.cuda.synchronize(device)
-            allocated = torch.cuda.max_memory_allocated(device)
-        else:
-            with LiveBytes(weights) as live:
-                work()
-            before = live.known
-            allocated = before + live.peak
-    return Cost(allocated - before, allocated, counter.get_total_flops() / 1e12)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    with Meter(weights) as meter:
+        work()
+    if on_gpu:
+        torch.cuda.synchronize(device)
+        allocated = torch.cuda.max_memory_allocated(device)
+    else:
+        before, allocated = meter.known, meter.known + meter.peak
+    return Cost(allocated - before, allocated, meter.flop / 1e12)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -97,8 +97,8 @@ class Training:
     def space(self) -> TargetSpace:
         return self.adaptation.space
 
-    def iterate(self, iteration: int, stop: bool = False) -> Outcome:
-        """Do one iteration. stop: whether this process was asked to stop after it."""
+    def iterate(self, iteration: int, stop: Callable[[], bool] = lambda: False) -> Outcome:
+        """Do one iteration. stop: whether this process was asked to stop after it; asked at its end."""
         began = time.perf_counter()
         config, turn, target = self.config, self.schedule[iteration], self.targets[iteration]
         entry = self.entry(turn)
@@ -131,7 +131,7 @@ class Training:
 
         # One all-reduce, one step; an image that is not finite makes the sums so, and all processes skip it.
         sums = sums + 0.0 * final.sum()
-        step = self.optimizer.step(iteration, torch.cat([sums, sums.new_tensor([float(stop)])]))
+        step = self.optimizer.step(iteration, torch.cat([sums, sums.new_tensor([float(stop())])]))
         return Outcome(
             iteration,
             turn,

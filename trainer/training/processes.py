@@ -23,6 +23,8 @@ def check_device(name: str, option: str) -> torch.device:
     """A device that is there. Raises FairAdapterError, which names the option, for any other."""
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is None:  # a context on the first GPU is not free
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.zeros(1, device=device)
         return device
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # as PyTorch's builds have it
@@ -87,6 +89,29 @@ class Processes:
         self._together(lambda: torch.distributed.all_gather_object(everyone, list(mine)))
         return everyone
 
+    def interleaved(self, mine: Sequence[T], total: int) -> list[T]:
+        """The results of `total` pieces of work, of which this process did those from `rank` on in steps of
+        `count`."""
+        shares = self.gather_objects(mine)
+        return [shares[i % self.count][i // self.count] for i in range(total)]
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What the first process finds, in all of them; only there is it looked for.
+
+        Raises in all of them the FairAdapterError that it raises there.
+        """
+        found: list[Any] = [None]
+        if self.first:
+            try:
+                found = [work()]
+            except FairAdapterError as error:
+                found = [error]
+        if self.count > 1:
+            self._together(lambda: torch.distributed.broadcast_object_list(found, src=0))
+        if isinstance(found[0], FairAdapterError):
+            raise found[0]
+        return found[0]
+
     def _together(self, work: Callable[[], T]) -> T:
         """Raises FairAdapterError where another process is gone."""
         try:
@@ -102,8 +127,9 @@ class Processes:
             ) from error
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group, when all are done: a launcher ends those that outlive another."""
         if self.count > 1:
+            self._together(self._accelerator.wait_for_everyone)
             self._accelerator.end_training()
 
 

@@ -23,7 +23,7 @@ from ..configuration.config import Config, ModelConfig
 from ..configuration.prompts import Schedule, training_sets
 from ..configuration.settings import plain
 from ..evaluation.generation import load_model
-from ..face_bank import bank_from_model, read_bank, write_bank
+from ..face_bank import DrawnFace, bank_of, faces_of_cell, read_bank, write_bank
 from ..families.base import DiffusionModel
 from ..families.registry import with_scheduler
 from ..families.stable_diffusion import PORTRAIT, StableDiffusion
@@ -270,33 +270,38 @@ def _faces(training: Training, say: Say) -> FaceBank | None:
 def _own_faces(training: Training, say: Say) -> FaceBank:
     """Faces that the base model draws when it is told the classes; kept in the cache folder.
 
-    The first process draws them for all, so that all have the same bits.
+    The processes share the combinations, and all get all faces.
     """
-    drawn = [_drawn_faces(training, say)] if training.processes.first else []
-    return training.processes.gather_objects(drawn)[0][0]
-
-
-def _drawn_faces(training: Training, say: Say) -> FaceBank:
-    config, space = training.config, training.space
+    config, space, processes = training.config, training.space, training.processes
     steps = config.sampling.steps[0]
     facts = {"attributes": space.default.names, "faces": config.faces.bank_per_cell, "steps": steps}
     mark = _facts(config, training.guidance_scale, training.adaptation, training.observer, **facts)
     path = None
     if config.references.cache is not None:
         path = Path(config.references.cache) / f"faces-{mark}.safetensors"
-        if path.is_file():
-            return read_bank(path, training.observer)
+    kept = processes.from_first(
+        lambda: read_bank(path, training.observer) if path is not None and path.is_file() else None
+    )
+    if kept is not None:
+        return kept
     original = _draw_original(config, training.guidance_scale, training.adaptation, training.batches)
-    cells = len(space.default.cells)
-    say(f"face bank: {config.faces.bank_per_cell} faces of each of {cells} combinations")
-    with Progress("face bank, batches", cells) as progress:
+    cells = TargetDistribution.uniform(space.attributes).cells
+    mine = cells[processes.rank :: processes.count]
+    say(f"face bank: {config.faces.bank_per_cell} faces of each of {len(cells)} combinations")
+    drawn: list[list[DrawnFace]] = []
+    with Progress("face bank, batches", len(mine), quiet=not processes.first) as progress:
 
         def draw(prompts: list[str], seeds: list[int]) -> Tensor:
             progress.advance()
             return original(prompts, seeds, steps)
 
-        bank = bank_from_model(draw, training.observer, space.attributes, config.faces.bank_per_cell)
-    if path is not None:
+        for cell in mine:
+            count = config.faces.bank_per_cell
+            drawn.append(faces_of_cell(draw, training.observer, space.attributes, cell, count))
+    bank = bank_of(
+        [face for each in processes.interleaved(drawn, len(cells)) for face in each], training.observer
+    )
+    if path is not None and processes.first:
         write_bank(bank, path, training.observer)
     return bank
 

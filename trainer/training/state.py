@@ -43,39 +43,32 @@ def save_state(folder: Path, iteration: int, optimizer: Optimizer, config: Confi
     write_bytes(folder / FILE, data.getvalue(), overwrite=True)
 
 
-def load_state(folder: Path, optimizer: Optimizer, config: Config) -> int:
-    """Take up the checkpoint of a folder; the number of iterations done, 0 where there is none.
+def read_state(folder: Path, adapter: Path, config: Config) -> dict[str, Any] | None:
+    """The checkpoint of a folder, None where there is none; its "iteration" is the number of those done.
 
-    Raises FairAdapterError for a damaged checkpoint and for one of another configuration.
-    """
-    path = folder / FILE
-    if not path.exists():
-        return 0
-    state = _read(path)
-    _check_config(path, state, config)
-    try:
-        optimizer.load_state_dict(state["optimizer"])
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
-        raise _damaged(path, error) from error
-    return int(state["iteration"])
-
-
-def check_folder(folder: Path, adapter: Path, config: Config) -> int:
-    """The number of iterations that a folder's checkpoint holds, 0 where there is none.
-
-    Raises FairAdapterError, before anything is loaded, if it is of another configuration or if the folder has
-    an adapter whose checkpoint is gone.
+    Raises FairAdapterError if it is damaged, of another configuration, or gone while its adapter is there.
     """
     path = folder / FILE
     if path.exists():
         state = _read(path)
         _check_config(path, state, config)
-        return int(state["iteration"])
+        return state
     if adapter.exists():
         raise FairAdapterError(
             f"{adapter}: exists already, without the checkpoint to go on from; choose another run.output"
         )
-    return 0
+    return None
+
+
+def take_up(state: dict[str, Any], folder: Path, optimizer: Optimizer) -> None:
+    """Set the optimiser to what `read_state` found in the folder.
+
+    Raises FairAdapterError for a checkpoint that does not hold it.
+    """
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise _damaged(folder / FILE, error) from error
 
 
 def _check_config(path: Path, state: dict[str, Any], config: Config) -> None:
