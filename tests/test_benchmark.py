@@ -59,6 +59,20 @@ def test_live_bytes_see_what_a_graph_holds():
     assert peaks[50, False] == peaks[10, False] <= 3 * 4000
 
 
+def test_attention_counts_on_a_cpu_as_on_a_gpu():
+    """4 B H S S D forward for both products, and backward 2.5 times as much (with the one recomputed)."""
+    q = torch.randn(2, 3, 16, 8, requires_grad=True)
+
+    def attend(backward):
+        out = torch.nn.functional.scaled_dot_product_attention(q, q, q)
+        if backward:
+            out.sum().backward()
+
+    forward, both = (cost(partial(attend, backward), CPU, []).tflop for backward in (False, True))
+    assert forward == pytest.approx(4 * 2 * 3 * 16 * 16 * 8 / 1e12)
+    assert both == pytest.approx(3.5 * forward)
+
+
 def test_operations_and_time():
     a = torch.ones(64, 32)
     found = cost(lambda: a @ a.T, CPU, [a, a.view(-1)])
@@ -83,9 +97,9 @@ def bench():
 
 
 def test_methods_agree_where_they_should_and_nowhere_else(bench):
-    found = {name: bench.work(name)() for name in bench.all_methods}
+    found = {name: bench.work(name)() for name in bench.methods}
     assert all(torch.isfinite(g).all() and g.norm() > 0 for g in found.values())
-    lines = {n: Line(m, (1.0,), 1, 2, 1.0, found[n]) for n, m in bench.all_methods.items()}
+    lines = {n: Line(m, (1.0,), 1, 2, 1.0, found[n]) for n, m in bench.methods.items()}
     measurement = Measurement("tiny", 2, 2, 4, 1.0, lines)
     for name in EXACT:
         assert measurement.gradient_error(name) < 1e-4, name
@@ -136,7 +150,7 @@ def measurement(bench) -> Measurement:
         "cached": 3.0,
     }
     lines = {}
-    for name, method in bench.all_methods.items():
+    for name, method in bench.methods.items():
         time = base.get(name, 4.0)
         size = 400 if "one_graph" in name else 100
         lines[name] = Line(method, (time, 2 * time, time), size, size + 50, 1.0, gradient)
@@ -218,3 +232,18 @@ def test_time_to_bias_is_a_ratio_only_of_runs_that_arrived(monkeypatch):
 
     monkeypatch.setattr(bias, "_train", train)
     assert [bias.time_to_bias("cpu", print)["share"] for _ in range(3)] == [0.25, None, None]
+
+
+def test_chosen_methods_are_measured_alone(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark, "build", lambda name, device, dtype: tiny("sd1", dtype))
+    out = tmp_path / "benchmark.json"
+    arguments = ["--models", "medium", "--images", "1", "--steps", "1", "--rounds", "1", "--rank", "2"]
+    arguments += ["--device", "cpu", "--output", str(out), "--methods"]
+    assert benchmark.main([*arguments, "cached"]) == 0
+    table = json.loads(out.read_text())
+    assert list(table["models"]["medium"]["methods"]) == ["cached"] and table["ratios"] == {}
+    assert table["memory_growth_10_to_50_steps"] is None and "1 images" not in capsys.readouterr().out
+    assert not out.with_suffix(".png").exists()
+    assert benchmark.main([*arguments, "one_graph", "conditional", "--no-sweeps"]) == 0
+    ratios = json.loads(out.read_text())["ratios"]  # no exact twin of the conditional branch was asked for
+    assert set(ratios) == {"conditional"} and set(ratios["conditional"]) == {"time", "memory"}

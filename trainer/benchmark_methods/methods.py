@@ -11,7 +11,7 @@ Every method does a whole iteration but the optimiser's step: its result is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -111,7 +111,7 @@ class Workbench:
     training: Training
     steps: int
     micro_batch: int
-    all_methods: dict[str, Method]
+    methods: dict[str, Method]
 
     @classmethod
     def build(
@@ -125,9 +125,10 @@ class Workbench:
         scale: float = 7.5,
         rank: int = 50,
         encoders: tuple[str, ...] = ("embedded",),
+        chosen: Collection[str] = (),
     ) -> Workbench:
         """images: of one iteration.  micro_batch: at a time, in every method.  encoders: of the semantics
-        loss."""
+        loss.  chosen: methods by name; none is all."""
         config = Config(
             model=ModelConfig(path="random", dtype=dtype, guidance_scale=scale),  # type: ignore[arg-type]
             adapter=AdapterConfig(text_lora=True, rank=rank),
@@ -154,7 +155,8 @@ class Workbench:
                 noise = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
                 p.add_(0.02 * noise.to(p))
         training.optimizer = Probe(training.optimizer.parameters)  # type: ignore[assignment]
-        return cls(training, steps, micro_batch, methods(steps))
+        known = {name: m for name, m in methods(steps).items() if not chosen or name in chosen}
+        return cls(training, steps, micro_batch, known)
 
     def close(self) -> None:
         self.training.adaptation.detach()
@@ -168,9 +170,16 @@ class Workbench:
             yield from owner.parameters()
             yield from owner.buffers()
 
+    def read_in(self) -> None:
+        """Draw the references of the prompt and noise, and do whatever else only a first call does."""
+        training = self.training
+        entry = training.entry(training.schedule[0])
+        training.references.references(entry, 0, entry.images)
+        self.work(next(reversed(self.methods)))()  # the cheapest
+
     def work(self, name: str) -> Callable[[], Tensor]:
         """An iteration by a method; returns its gradient, flat."""
-        method, training = self.all_methods[name], self.training
+        method, training = self.methods[name], self.training
         decoupled = method.kind == "decoupled"
         sampling = replace(
             training.config.sampling,

@@ -46,38 +46,46 @@ class Measurement:
     lines: Mapping[str, Line]
     sweeps: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
-    def cosine(self, name: str) -> float:
-        """With the full adjusted gradient over the same branches where these are a mode's choice."""
-        reference = self.lines[EXACT.get(name, BASELINE)]
-        if name == "subset":
-            reference = self.lines["one_graph_conditional"]
-        return float(torch.cosine_similarity(self.lines[name].gradient, reference.gradient, dim=0))
+    def cosine(self, name: str) -> float | None:
+        """With the full adjusted gradient over the same branches where these are a mode's choice; None where
+        that was not measured."""
+        reference = EXACT.get(name, "one_graph_conditional" if name == "subset" else BASELINE)
+        if reference not in self.lines:
+            return None
+        gradients = (self.lines[name].gradient, self.lines[reference].gradient)
+        return float(torch.cosine_similarity(*gradients, dim=0))
 
-    def gradient_error(self, name: str) -> float:
-        """Relative distance from the one-graph gradient over the same branches."""
+    def gradient_error(self, name: str) -> float | None:
+        """Relative distance from the one-graph gradient over the same branches; None where there is none."""
+        if EXACT.get(name) not in self.lines:
+            return None
         expected = self.lines[EXACT[name]].gradient
         return float((self.lines[name].gradient - expected).norm() / expected.norm())
 
     def ratios(self) -> dict[str, dict[str, float]]:
-        """Baseline over ours; time as the median over rounds of the ratio within a round."""
+        """Baseline over ours; time as the median over rounds of the ratio within a round. Only of what was
+        measured."""
         table = {}
-        for name in OURS:
+        for name in OURS if BASELINE in self.lines else ():
+            if name not in self.lines:
+                continue
             line = self.lines[name]
-            entry = {"time": _ratio(self.lines[BASELINE], line)}
-            if line.method.cached:
-                entry["time_cached_baseline"] = _ratio(self.lines[CACHED_BASELINE], line)
-            entry["memory"] = self.lines[BASELINE].bytes / line.bytes
-            if name in EXACT:
-                entry["gradient_error"] = self.gradient_error(name)
-            entry["cosine"] = self.cosine(name)
-            table[name] = entry
+            cached = line.method.cached and CACHED_BASELINE in self.lines
+            entry = {
+                "time": _ratio(self.lines[BASELINE], line),
+                "time_cached_baseline": _ratio(self.lines[CACHED_BASELINE], line) if cached else None,
+                "memory": self.lines[BASELINE].bytes / line.bytes,
+                "gradient_error": self.gradient_error(name),
+                "cosine": self.cosine(name),
+            }
+            table[name] = {key: value for key, value in entry.items() if value is not None}
         return table
 
     @property
     def memory_growth(self) -> float | None:
         """Of ours from 10 to 50 steps, relative; None if that was not measured."""
         sweep = self.sweeps.get("memory over steps")
-        if sweep is None or not {10.0, 50.0} <= set(sweep["x"]):
+        if sweep is None or "both_branches" not in sweep or not {10.0, 50.0} <= set(sweep["x"]):
             return None
         ours = dict(zip(sweep["x"], sweep["both_branches"]))
         return ours[50.0] / ours[10.0] - 1
@@ -110,23 +118,23 @@ class Measurement:
 
     def rows(self) -> list[list[str]]:
         """For the table on the terminal."""
-        base, cells = self.lines[BASELINE], []
+        base, cells = self.lines.get(BASELINE), []
         for name, line in self.lines.items():
             rate = line.tflop / line.second
-            error = f"{self.gradient_error(name):.1e}" if name in EXACT else ""
+            cosine, error = self.cosine(name), self.gradient_error(name)
             cells.append(
                 [
                     line.method.title,
                     f"{line.second:.2f}",
                     f"{self.images / line.second:.2f}",
-                    f"{_ratio(base, line):.2f}x",
+                    f"{_ratio(base, line):.2f}x" if base else "",
                     f"{line.bytes / 2**20:.0f}",
-                    f"{base.bytes / line.bytes:.1f}x",
+                    f"{base.bytes / line.bytes:.1f}x" if base else "",
                     f"{line.allocated / 2**30:.2f}",
                     f"{rate:.3g}",
                     f"{100 * rate / self.peak_tflops:.0f}%",
-                    f"{self.cosine(name):.4f}",
-                    error,
+                    "" if cosine is None else f"{cosine:.4f}",
+                    "" if error is None else f"{error:.1e}",
                 ]
             )
         return cells
@@ -152,7 +160,7 @@ def _ratio(base: Line, line: Line) -> float:
 
 
 def worst(measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
-    """Of each ratio the smallest over the models; of each error the largest."""
+    """Of each ratio the smallest over the models, which all have the same; of each error the largest."""
     tables = [m.ratios() for m in measurements]
     return {
         name: {
