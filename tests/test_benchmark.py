@@ -6,15 +6,17 @@ from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.tests.tiny_families import tiny
 from fair_adapter.trainer import benchmark
-from fair_adapter.trainer.benchmark_methods import bias
+from fair_adapter.trainer.benchmark_methods import bias, methods
 from fair_adapter.trainer.benchmark_methods.memory import Meter, cost, peak_tflops, seconds
 from fair_adapter.trainer.benchmark_methods.methods import EXACT, Workbench
 from fair_adapter.trainer.benchmark_methods.models import build
 from fair_adapter.trainer.benchmark_methods.results import Line, Measurement, plot, worst
+from fair_adapter.trainer.training.encoders import EmbeddedEncoder
 
 CPU = torch.device("cpu")
 
@@ -84,6 +86,16 @@ def test_operations_and_time():
 def test_schedulers_stay_on_the_cpu_wherever_the_weights_are():
     model = build("medium", torch.device("meta"), torch.float32)
     assert model.device.type == "meta" and model.sampler(4).steps == 4
+
+
+def test_nothing_is_compiled_under_the_meter_and_everything_after_it():
+    torch._dynamo.reset()
+    compiled = CompileCounter()
+    double = torch.compile(lambda x: 2 * x, backend=compiled)
+    cost(lambda: double(torch.ones(3)), CPU, [])
+    assert compiled.frame_count == 0
+    double(torch.ones(3))
+    assert compiled.frame_count == 1
 
 
 # ---- methods
@@ -156,7 +168,7 @@ def measurement(bench) -> Measurement:
         lines[name] = Line(method, (time, 2 * time, time), size, size + 50, 1.0, gradient)
     lines["subset"] = replace(lines["subset"], gradient=torch.tensor([1.0, 1.0]))
     sweep = {"x": [10.0, 20.0, 50.0], "both_branches": [2.0, 2.0, 2.1], "one_graph": [5.0, 9.0, 21.0]}
-    return Measurement("portrait", 4, 4, 20, 2.0, lines, {"memory over steps": sweep})
+    return Measurement("portrait", 4, 4, 20, 2.0, lines, sweeps={"memory over steps": sweep})
 
 
 def test_ratios_are_baseline_over_ours(measurement):
@@ -211,6 +223,39 @@ def test_half_precision_is_measured(monkeypatch, tmp_path):
     assert benchmark.main(arguments) == 0
     ratios = json.loads(out.read_text())["ratios"]
     assert all(ratios[name]["gradient_error"] < 1e-4 for name in EXACT)  # of float32
+
+
+def test_what_does_not_fit_is_said_and_left_out(monkeypatch, tmp_path, capsys):
+    """A graph of all steps is too much: the lines of the others stay, without what they lack."""
+    monkeypatch.setattr(benchmark, "build", lambda name, device, dtype: tiny("sd1", dtype))
+
+    def large(*arguments, **options):
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(methods, "one_graph_iteration", large)
+    out = tmp_path / "benchmark.json"
+    arguments = ["--models", "medium", "--images", "1", "--steps", "1", "--rounds", "1", "--rank", "2"]
+    arguments += ["--device", "cpu", "--output", str(out), "--no-sweeps", "--checkpoint", "all"]
+    for dtype in ("float32", "bfloat16"):
+        assert benchmark.main([*arguments, "--dtype", dtype]) == 0
+        table = json.loads(out.read_text())
+        known = table["models"]["medium"]
+        assert list(known["methods"]) == ["both_branches", "conditional", "cached", "subset"]
+        assert known["does_not_fit"][0] == "one_graph" and table["ratios"] == {}
+        assert known["methods"]["cached"]["cosine"] is None
+        assert capsys.readouterr().out.count("does not fit") == 6
+    assert benchmark.main([*arguments, "--methods", "one_graph"]) == 2
+    assert "none of the methods fits" in capsys.readouterr().err
+
+
+def test_encoders_of_the_papers_kind_take_their_place(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        methods, "papers_encoders", lambda device: asked.append(device) or [EmbeddedEncoder()]
+    )
+    made = Workbench.build(tiny("sd1"), 1, 1, 1, "cpu", scale=2.0, rank=2, encoders=("paper",))
+    assert len(asked) == 1 and made.training.iterate(0).losses["semantics"] > 0
+    made.close()
 
 
 def test_no_micro_batch_is_halved_unseen(bench):

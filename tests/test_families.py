@@ -13,6 +13,7 @@ from diffusers import PNDMScheduler
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from fair_adapter.shared.adapter import FairnessAdapter
 from fair_adapter.shared.adapter_export import export_adapter
@@ -28,7 +29,7 @@ from fair_adapter.shared.seeds import starting_noise
 from fair_adapter.tests.tiny_checkpoint import write_checkpoint
 from fair_adapter.tests.tiny_families import NAMES, pipeline, tiny
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
-from fair_adapter.trainer.benchmark_methods.memory import LiveBytes
+from fair_adapter.trainer.benchmark_methods.memory import Meter
 from fair_adapter.trainer.families.base import DiffusionModel
 from fair_adapter.trainer.families.registry import families, family_of_keys, load, with_scheduler
 from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
@@ -433,7 +434,7 @@ def test_a_checkpointed_decoder_holds_less() -> None:
     for wanted in (False, True, False):
         model.checkpoint(decoder=wanted, network=False)
         z = latents.clone().requires_grad_()
-        with LiveBytes(model.vae.parameters()) as live:
+        with Meter(model.vae.parameters()) as live:
             model.decode(z).square().mean().backward()
         held.append(live.peak)
         gradients.append(z.grad)
@@ -455,7 +456,8 @@ def test_a_compiled_network_follows_loras_that_come_and_go() -> None:
 
     network = Network()
     linear = network.inner
-    network.compile(backend="eager")
+    compiled = CompileCounter()
+    network.compile(backend=compiled)
     inputs = torch.randn(2, 3)
     plain = network(inputs)
     lora = LoraSet.create({"x": linear}, rank=2)
@@ -464,8 +466,30 @@ def test_a_compiled_network_follows_loras_that_come_and_go() -> None:
     lora.attach({"x": linear})
     expected = torch.tanh(torch.atanh(plain) + lora.layers["x"](inputs))
     assert torch.allclose(network(inputs), expected, atol=1e-4)
+    for _ in range(10):  # as often as there are iterations: compiled twice in all
+        lora.enabled = False
+        assert torch.equal(network(inputs), plain)
+        lora.enabled = True
+        assert torch.allclose(network(inputs), expected, atol=1e-4)
+    assert compiled.frame_count == 3
     lora.detach()
     assert torch.equal(network(inputs), plain)
+
+
+def test_a_compiled_network_is_compiled_once_for_all_sizes_of_a_batch() -> None:
+    torch._dynamo.reset()
+    model = tiny("sd1")
+    compiled = CompileCounter()
+    kind = model.network.compile
+    model.network.compile = lambda: kind(backend=compiled)
+    with trained(model) as adaptation:
+        compile_network(adaptation)
+        probed = compiled.frame_count
+        for size in (3, 8, 5, 2):
+            noise = torch.zeros(size, *model.latent_shape)
+            rollout(adaptation.denoise, model.sampler(2), noise, adaptation.guidance(["a"], 2.0))
+        assert compiled.frame_count == probed > 0
+    torch._dynamo.reset()
 
 
 def test_where_compiled_code_has_no_gradient_training_goes_on_without(

@@ -7,8 +7,8 @@
 One-graph adjusted direct finetuning with checkpointed blocks (what the authors' release does), naive and
 truncated back-propagation, and ours in its modes; rollout, references, decoding and losses included. Memory
 is the peak above the weights: the allocator's on a GPU, that of live tensors elsewhere. Models with random
-weights draw no faces, so that every image has a face at fixed points. Prints tables; writes JSON and a plot
-beside it.
+weights draw no faces, so that every image has a face at fixed points. What does not fit into a GPU is said
+and left out. Prints tables; writes JSON and a plot beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from fair_adapter.shared.precision import full_precision
 from fair_adapter.shared.tensor_file import write_bytes
 from fair_adapter.trainer.benchmark_methods.bias import time_to_bias
 from fair_adapter.trainer.benchmark_methods.memory import cost, device_name, peak_tflops, seconds
-from fair_adapter.trainer.benchmark_methods.methods import REMEDY, Workbench, methods
+from fair_adapter.trainer.benchmark_methods.methods import REMEDY, DoesNotFit, Workbench, fitting, methods
 from fair_adapter.trainer.benchmark_methods.models import build
 from fair_adapter.trainer.benchmark_methods.results import COLUMNS, Line, Measurement, plot, worst
 from fair_adapter.trainer.tables import print_table
@@ -47,7 +48,7 @@ from fair_adapter.trainer.training.memory import memory_told
 from fair_adapter.trainer.training.setup import DTYPES, compile_network, guidance_scale
 
 # model -> images of an iteration, images at a time
-SIZES = {"portrait": (4, 4), "medium": (2, 2), "sd15": (24, 8), "sdxl": (8, 1)}
+SIZES = {"portrait": (4, 4), "medium": (2, 2), "sd15": (24, 8), "sdxl": (8, 2)}
 SWEPT = ("one_graph", "both_branches", "subset")
 STEPS_SWEEP = (10, 20, 50)
 
@@ -58,25 +59,30 @@ def measure(name: str, options: argparse.Namespace, swept: bool) -> Measurement:
     images, at_once = SIZES[name]
     images, at_once = options.images or images, options.micro_batch or at_once
     dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
-    bench = _bench(name, images, at_once, options.steps, options, dtype)
-    compared = dtype != "float32" and len(bench.methods) > 1
+    compared = dtype != "float32" and len(options.methods) != 1
     gradients = _gradients(name, options) if compared else None
     gc.collect()  # that model is none of what is measured
     torch.cuda.empty_cache()
+    bench = _bench(name, images, at_once, options.steps, options, dtype)
     known = list(bench.weights())
     works = {method: bench.work(method) for method in bench.methods}
     bench.read_in()
     costs, found = {}, {}
     for method, work in works.items():
         _say(f"{name}: memory and operations of {bench.methods[method].title.strip()}", options)
-        costs[method] = cost(lambda: found.update({method: work()}), device, known)  # noqa: B023
+        with told(f"{name}: ", options), fitting():
+            costs[method] = cost(lambda: found.update({method: work().cpu()}), device, known)  # noqa: B023
         gc.collect()
+    works = {method: work for method, work in works.items() if method in costs}
+    if not works:
+        raise FairAdapterError(f"{name}: none of the methods fits; {REMEDY}")
     rounds: dict[str, list[float]] = {method: [] for method in works}
     for i in range(options.rounds):
         for method, work in works.items():
             rounds[method].append(seconds(work, device))
         _say(f"{name}: round {i + 1} of {options.rounds}", options)
-    found = gradients or found
+    if gradients is not None:
+        found = gradients
     lines = {
         method: Line(
             bench.methods[method],
@@ -84,15 +90,17 @@ def measure(name: str, options: argparse.Namespace, swept: bool) -> Measurement:
             costs[method].bytes,
             costs[method].allocated,
             costs[method].tflop,
-            found[method],
+            found.get(method),
         )
         for method in works
     }
     peak = peak_tflops(device, DTYPES[dtype])
-    measurement = Measurement(name, images, at_once, options.steps, peak, lines)
+    missing = tuple(method for method in bench.methods if method not in works)
+    measurement = Measurement(name, images, at_once, options.steps, peak, lines, missing)
     bench.close()
     if swept:
-        measurement.sweeps.update(_sweeps(measurement, dtype, options))
+        with told(f"{name}: ", options), fitting():
+            measurement.sweeps.update(_sweeps(measurement, dtype, options))
     return measurement
 
 
@@ -114,19 +122,37 @@ def _bench(
         options.rank,
         tuple(options.encoders),
         tuple(options.methods),
+        options.checkpoint,
     )
     if options.compile:
+        torch._dynamo.reset()  # what was compiled for another model counts no more
         compile_network(bench.training.adaptation)
     return bench
 
 
+@contextmanager
+def told(what: str, options: argparse.Namespace) -> Iterator[None]:
+    """Goes on where something does not fit, and says so."""
+    try:
+        yield
+    except DoesNotFit as error:
+        _say(f"{what}{error}", options)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _gradients(name: str, options: argparse.Namespace) -> dict[str, torch.Tensor]:
-    """Of a single image in float32, where half precision would hide whether methods agree."""
-    bench = _bench(name, 1, 1, options.steps, options, "float32")
-    bench.read_in()
-    with full_precision(torch.device(options.device)):
-        gradients = {method: bench.work(method)() for method in bench.methods}
-    bench.close()
+    """Of a single image in float32, where half precision would hide whether methods agree; of those that
+    fit."""
+    gradients: dict[str, torch.Tensor] = {}
+    what = f"{name}: gradients in float32: "
+    with told(what, options), fitting(), full_precision(torch.device(options.device)):
+        bench = _bench(name, 1, 1, options.steps, options, "float32")
+        bench.read_in()
+        for method in bench.methods:
+            with told(what, options), fitting():
+                gradients[method] = bench.work(method)().cpu()
+        bench.close()
     return gradients
 
 
@@ -224,7 +250,14 @@ def parser() -> argparse.ArgumentParser:
         "--encoders",
         nargs="+",
         default=["embedded"],
-        help="of the semantics loss: embedded, open_clip, dinov2, or open_clip:PATH (embedded)",
+        help="of the semantics loss: embedded, open_clip, dinov2 or open_clip:PATH; paper: those two with "
+        "random weights (embedded)",
+    )
+    add(
+        "--checkpoint",
+        choices=("none", "decoder", "all"),
+        default="decoder",
+        help="gradient checkpointing of ours; the one graph has it everywhere (decoder)",
     )
     add("--dtype", choices=tuple(DTYPES), help="of the weights (float32 on a CPU, bfloat16 on a GPU)")
     add("--compile", action="store_true", help="torch.compile the network")

@@ -12,6 +12,7 @@ Every method does a whole iteration but the optimiser's step: its result is the 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -38,9 +39,11 @@ from ..configuration.config import (
 )
 from ..families.base import DiffusionModel
 from ..training.loop import Training
+from ..training.memory import out_of_memory
 from ..training.optimizer import StepResult
 from ..training.processes import Processes
 from ..training.setup import prepare
+from .models import papers_encoders
 
 REMEDY = "give a smaller --micro-batch, --images or --size"
 Kind = Literal["one graph", "naive", "truncated", "decoupled"]
@@ -84,15 +87,19 @@ EXACT = {
 
 @dataclass
 class Probe:
-    """Stands where the optimiser does: takes the gradient and no step."""
+    """Stands where the optimiser does: takes the gradient and no step, and as much memory."""
 
     parameters: list[torch.nn.Parameter]
     scale: float = 1.0
     gradient: Tensor = field(default_factory=lambda: torch.zeros(0))
 
+    def __post_init__(self) -> None:
+        # the averaged weights, AdamW's mean and mean square
+        self.state = [torch.zeros_like(p, requires_grad=False) for p in self.parameters for _ in range(3)]
+
     def step(self, iteration: int, extras: Tensor) -> StepResult:
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        self.gradient = torch.cat([part.reshape(-1) for part in parts]).float().cpu()
+        self.gradient = torch.cat([part.reshape(-1) for part in parts]).float()
         for p in self.parameters:
             p.grad = None
         return StepResult(extras, float(self.gradient.norm()), True)
@@ -126,28 +133,33 @@ class Workbench:
         rank: int = 50,
         encoders: tuple[str, ...] = ("embedded",),
         chosen: Collection[str] = (),
+        checkpoint: Literal["none", "decoder", "all"] = "decoder",
     ) -> Workbench:
         """images: of one iteration.  micro_batch: at a time, in every method.  encoders: of the semantics
-        loss.  chosen: methods by name; none is all."""
+        loss, "paper" for those of the paper with random weights.  chosen: methods by name; none is all.
+        checkpoint: of ours, as in sampling.checkpoint; the one graph always has both."""
+        paper = encoders == ("paper",)
         config = Config(
             model=ModelConfig(path="random", dtype=dtype, guidance_scale=scale),  # type: ignore[arg-type]
             adapter=AdapterConfig(text_lora=True, rank=rank),
             target=TargetConfig("gender=equal;race=equal"),
             faces=FacesConfig(detector="fixed", bank=None),
             # random weights are certain of nothing
-            loss=LossConfig(confidence=0.0, certain=0.0, encoders=encoders),
+            loss=LossConfig(confidence=0.0, certain=0.0, encoders=() if paper else encoders),
             sampling=SamplingConfig(
                 steps=(steps, steps),
                 network_batch=micro_batch,
                 gradient_batch=micro_batch,
                 decode_batch=micro_batch,
-                checkpoint="decoder",
+                checkpoint=checkpoint,
             ),
             references=ReferencesConfig(blocks=1, cache=None),
             optimizer=OptimizerConfig(images=images),
             run=RunConfig(device=device),  # type: ignore[arg-type]
         )
         training = prepare(config, Processes(device, images), _refuse, model)
+        if paper:
+            training.observer.encoders = papers_encoders(training.model.device)
         faces = torch.randn(8, 128, generator=torch.Generator().manual_seed(0))
         training.faces = FaceBank(functional.normalize(faces).to(training.model.device))
         with torch.no_grad():  # away from up = 0, where half of the gradient is zero
@@ -164,6 +176,7 @@ class Workbench:
     def weights(self) -> Iterator[Tensor]:
         """Everything that is there before an iteration begins."""
         training = self.training
+        yield from training.optimizer.state  # type: ignore[attr-defined]
         owners: list[Any] = [*training.model.parts().values(), training.adaptation, training.observer.chain]
         owners += list(training.observer.encoders)
         for owner in owners:
@@ -194,7 +207,8 @@ class Workbench:
         )
 
         def run() -> Tensor:
-            mine.model.checkpoint(decoder=True, network=not decoupled)
+            kept = sampling.checkpoint if decoupled else "all"
+            mine.model.checkpoint(kept != "none", kept == "all")
             if decoupled:
                 mine.iterate(0)
             else:
@@ -204,9 +218,24 @@ class Workbench:
         return run
 
 
+class DoesNotFit(FairAdapterError):
+    """A method has no memory for its micro-batch."""
+
+
 def _refuse(text: str) -> None:
     """Of a micro-batch that was halved: the methods are measured at the same one."""
-    raise FairAdapterError(f"{text}, but its cost is another; {REMEDY}")
+    raise DoesNotFit(f"{text}, but its cost is another; {REMEDY}")
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """Raises DoesNotFit where memory runs out within, on its own or on another error's way."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise DoesNotFit(f"out of memory; {REMEDY}") from error
 
 
 def one_graph_iteration(training: Training, method: Method, micro_batch: int, iteration: int = 0) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..figures import subplots, to_png
-from .methods import EXACT, Method
+from .methods import EXACT, Method, methods
 
 OURS = ("both_branches", "conditional", "cached", "subset")
 BASELINE, CACHED_BASELINE = "one_graph", "one_graph_cached"
@@ -19,14 +19,15 @@ BASELINE, CACHED_BASELINE = "one_graph", "one_graph_cached"
 
 @dataclass(frozen=True)
 class Line:
-    """One method. seconds: of every round.  bytes: peak above the weights.  allocated: peak with them."""
+    """One method. seconds: of every round.  bytes: peak above the weights.  allocated: peak with them.
+    gradient: flat, None where it did not fit in float32."""
 
     method: Method
     seconds: tuple[float, ...]
     bytes: int
     allocated: int
     tflop: float
-    gradient: Tensor
+    gradient: Tensor | None
 
     @property
     def second(self) -> float:
@@ -36,7 +37,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Measurement:
-    """All methods on one model. sweeps: name -> {"x": [...], method: [...]}."""
+    """All methods on one model. missing: names of those that did not fit.
+    sweeps: name -> {"x": [...], method: [...]}."""
 
     model: str
     images: int
@@ -44,23 +46,27 @@ class Measurement:
     steps: int
     peak_tflops: float
     lines: Mapping[str, Line]
+    missing: tuple[str, ...] = ()
     sweeps: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     def cosine(self, name: str) -> float | None:
         """With the full adjusted gradient over the same branches where these are a mode's choice; None where
         that was not measured."""
         reference = EXACT.get(name, "one_graph_conditional" if name == "subset" else BASELINE)
-        if reference not in self.lines:
+        found, expected = self._gradient(name), self._gradient(reference)
+        if found is None or expected is None:
             return None
-        gradients = (self.lines[name].gradient, self.lines[reference].gradient)
-        return float(torch.cosine_similarity(*gradients, dim=0))
+        return float(torch.cosine_similarity(found, expected, dim=0))
 
     def gradient_error(self, name: str) -> float | None:
         """Relative distance from the one-graph gradient over the same branches; None where there is none."""
-        if EXACT.get(name) not in self.lines:
+        found, expected = self._gradient(name), self._gradient(EXACT.get(name, ""))
+        if found is None or expected is None:
             return None
-        expected = self.lines[EXACT[name]].gradient
-        return float((self.lines[name].gradient - expected).norm() / expected.norm())
+        return float((found - expected).norm() / expected.norm())
+
+    def _gradient(self, name: str) -> Tensor | None:
+        return self.lines[name].gradient if name in self.lines else None
 
     def ratios(self) -> dict[str, dict[str, float]]:
         """Baseline over ours; time as the median over rounds of the ratio within a round. Only of what was
@@ -110,6 +116,7 @@ class Measurement:
             "micro_batch": self.micro_batch,
             "steps": self.steps,
             "peak_tflops": self.peak_tflops,
+            "does_not_fit": list(self.missing),
             "methods": table,
             "ratios": self.ratios(),
             "memory_growth_10_to_50_steps": self.memory_growth,
@@ -137,7 +144,8 @@ class Measurement:
                     "" if error is None else f"{error:.1e}",
                 ]
             )
-        return cells
+        known = methods(self.steps)
+        return cells + [[known[name].title, "does not fit", *[""] * 9] for name in self.missing]
 
 
 COLUMNS = (
@@ -160,15 +168,15 @@ def _ratio(base: Line, line: Line) -> float:
 
 
 def worst(measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
-    """Of each ratio the smallest over the models, which all have the same; of each error the largest."""
-    tables = [m.ratios() for m in measurements]
-    return {
-        name: {
-            key: (max if key == "gradient_error" else min)(table[name][key] for table in tables)
-            for key in tables[0][name]
-        }
-        for name in tables[0]
-    }
+    """Of each ratio the smallest over the models that have it; of each error the largest."""
+    found: dict[str, dict[str, float]] = {}
+    for measurement in measurements:
+        for name, entry in measurement.ratios().items():
+            for key, value in entry.items():
+                choose = max if key == "gradient_error" else min
+                known = found.setdefault(name, {})
+                known[key] = choose(known.get(key, value), value)
+    return found
 
 
 def plot(measurements: Sequence[Measurement]) -> bytes | None:

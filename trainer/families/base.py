@@ -29,6 +29,8 @@ from ...shared.seeds import starting_noise
 
 DECODED = 2**21  # pixels that are decoded at a time where no gradient is asked for: 8 pictures of 512 px
 DECODER_LAYERS = (ResnetBlock2D, Upsample2D, Attention)
+# No dropout: the state of the random numbers, which a GPU is slow to give, need not be kept.
+RECOMPUTED = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 LATENT_FACTOR = 8  # px of a side for one latent, in every family here
 
 Soft = Mapping[str, Tensor]  # encoder -> soft tokens (n, d)
@@ -264,13 +266,11 @@ class DiffusionModel(ImageModel):
         """Trade time for memory in the backward pass: keep the inputs of the network's blocks and of the
         decoder's layers only. A block of the decoder at 1024 px is too much for a GPU of 16 GB."""
         if network:
-            self.network.enable_gradient_checkpointing()
+            self.network.enable_gradient_checkpointing(RECOMPUTED)
         else:
             self.network.disable_gradient_checkpointing()
         for layer in self.vae.decoder.modules():
             if isinstance(layer, DECODER_LAYERS):
                 vars(layer).pop("forward", None)
                 if decoder:
-                    vars(layer)["forward"] = functools.partial(
-                        checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
-                    )
+                    vars(layer)["forward"] = functools.partial(RECOMPUTED, layer.forward)

@@ -179,11 +179,14 @@ class Adaptation(nn.Module):
     @contextmanager
     def disabled(self) -> Iterator[DiffusionModel]:
         """The base model, for the images that the trained ones are compared with."""
-        self.detach()
+        loras = [part for part in (self.text, self.unet) if part is not None]
         try:
+            for lora in loras:
+                lora.enabled = False
             yield self.base
         finally:
-            self.attach()
+            for lora in loras:
+                lora.enabled = True
 
     # ---- the model as the core calls it
 
@@ -207,12 +210,22 @@ class Adaptation(nn.Module):
         return {**encoded, COORDINATES: coordinates}
 
     def guidance(
-        self, prompts: Sequence[str], scale: float, target: Target = None, negative: str = ""
+        self,
+        prompts: Sequence[str],
+        scale: float,
+        target: Target = None,
+        negative: str = "",
+        both: bool = True,
     ) -> Guidance:
-        """Both guidance branches for N prompts and one target."""
+        """Both guidance branches for N prompts and one target.
+
+        both: whether the unconditional branch carries a graph to what is trained too.
+        """
         length = self.base.text_length(prompts, 0 if self.soft is None else self.soft.length)
         conditional = self.encode(prompts, target, length=length)
-        return Guidance(conditional, self.encode([negative], target, self.negative_tokens, length), scale)
+        with torch.set_grad_enabled(both and torch.is_grad_enabled()):
+            unconditional = self.encode([negative], target, self.negative_tokens, length)
+        return Guidance(conditional, unconditional, scale)
 
     def denoise(self, inputs: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's output (B, C, h, w) for scaled latents of that shape, each row at its own target."""
