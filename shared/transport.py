@@ -209,11 +209,18 @@ def transport_cost(rows: list[np.ndarray]) -> np.ndarray:
 
 
 def _plan(cost: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    if np.count_nonzero(counts) == 1:
-        return np.broadcast_to((counts > 0).astype(np.float64), cost.shape)
+    used = counts > 0  # what the solver would do about the others, and about duals, takes as long as it does
+    plan = np.zeros(cost.shape)
+    if np.count_nonzero(used) == 1:
+        plan[:, used] = 1.0
+        return plan
     from ot import emd  # lazy: only training solves transport problems
 
-    return emd(np.ones(len(cost)), counts.astype(np.float64), cost, check_marginals=False)
+    ones = np.ones(len(cost))
+    plan[:, used] = emd(
+        ones, counts[used].astype(np.float64), cost[:, used], center_dual=False, check_marginals=False
+    )
+    return plan
 
 
 def _class_counts(n: int, shares: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
