@@ -1,5 +1,6 @@
 """Configuration: defaults, files, overrides, errors; prompts and targets that follow from it."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_the_papers_experiments_have_its_weights():
 
 def test_large_prompt_sets():
     """1,000 occupations, none of the 60 held out nor a part of their names; every prompt once."""
-    sizes = {"occupations_large": 1000, "sports_large": 165, "descriptors_large": 60, "style_context": 167}
+    sizes = {"occupations_large": 1000, "sports_large": 159, "descriptors_large": 60, "style_context": 167}
     held_out = {
         part
         for name in ("occupations_test", "occupations_validation")
@@ -109,6 +110,22 @@ def test_large_prompt_sets():
     schedule = Schedule([read_prompts(PromptSource(s)) for s in settings], [1, 1, 1, 3], 0)
     drawn = [schedule[i].prompt.set for i in range(600)]
     assert [drawn.count(s) for s in settings] == [100, 100, 100, 300]
+
+
+def test_large_prompt_sets_hold_no_kind_of_what_is_held_out():
+    """One has a held-out name as a word, or ends in it: table tennis, kickboxing."""
+    occupations = ("occupations_test", "occupations_validation")
+    sets = {
+        "occupations_large": occupations,
+        "sports_large": ("sports_test",),
+        "descriptors_large": ("descriptors_test",),
+        "style_context": (*occupations, "contexts_test"),
+    }
+    for name, held_out in sets.items():
+        names = [re.escape(p.name) for source in held_out for p in read_prompts(PromptSource(source))]
+        kind = re.compile("|".join(rf"\b{n}\b|{n}$" for n in names), re.IGNORECASE)
+        assert [p.name for p in read_prompts(PromptSource(name)) if kind.search(p.name)] == [], name
+        assert len(names) >= 4
 
 
 def test_later_settings_win(tmp_path):
