@@ -103,7 +103,8 @@ def accumulate_gradients(
         half the work, and exact where nothing trainable reaches the unconditional branch (a branch that
         nothing trainable reaches is left out in either case).
     steps: (k,) the same steps for all images, or (N, k), from `draw_steps`; None takes all T.
-    batch: (image, step) pairs per network call; following both branches doubles it.
+    batch: (image, step) pairs per network call; following both branches doubles it, but for one pair, whose
+        branches go one by one: that takes the least memory.
     Raises FairAdapterError if nothing trainable is reached.
     """
     sampler, images = trajectory.sampler, trajectory.latents.shape[1]
@@ -128,10 +129,9 @@ def accumulate_gradients(
         replaced, pending = _as_leaves(conditioning)
         leaves += pending
         (reaching if pending else others).append((replaced, share))
+    calls = [[branch] for branch in (*reaching, *others)] if batch == 1 else [reaching, others]
     reached = [
-        _follow_branches(model, trajectory, cotangent, fused, weights, chunks)
-        for fused in (reaching, others)
-        if fused
+        _follow_branches(model, trajectory, cotangent, fused, weights, chunks) for fused in calls if fused
     ]
     if not any(reached):
         raise FairAdapterError("adjusted DFT: nothing trainable behind the network or its conditioning")

@@ -133,13 +133,15 @@ class LoraSet(nn.Module):
     """LoRA layers by kohya name, and the model that they are attached to.
 
     Attached, every named linear layer answers with its own output plus that of its LoRA layer, in its own
-    dtype. `coordinates` (1 or B rows of K; None is the default target) is what the next call follows.
+    dtype. `coordinates` (1 or B rows of K; None is the default target) is what the next call follows. Not
+    `enabled`, they answer as if there were none (a compiled model need not be compiled anew for that).
     """
 
     def __init__(self, layers: Mapping[str, LoraLayer]) -> None:
         super().__init__()
         self.layers: Mapping[str, LoraLayer] = cast(Any, nn.ModuleDict(dict(layers)))
         self.coordinates: Tensor | None = None
+        self.enabled = True
         self._hooks: list[Any] = []
 
     @classmethod
@@ -202,6 +204,8 @@ class LoraSet(nn.Module):
         self._hooks = []
 
     def _add(self, layer: LoraLayer, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not self.enabled:
+            return output
         return output + layer(inputs[0], self.coordinates).to(output.dtype)
 
 

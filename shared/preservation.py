@@ -101,18 +101,19 @@ def region_weights(
 
 class _ScaledGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, factor: Tensor) -> Tensor:
-        ctx.save_for_backward(factor)
+    def forward(ctx: Any, values: Tensor, factor: Tensor | float) -> Tensor:
+        ctx.factor = factor  # never one that a gradient reaches
         return values.view_as(values)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.saved_tensors[0], None
+        return gradients[0] * ctx.factor, None
 
 
 def scale_gradient(values: Tensor, factor: Tensor | float) -> Tensor:
     """The same values; their gradient times a factor that broadcasts to them."""
-    return _ScaledGradient.apply(values, torch.as_tensor(factor, dtype=values.dtype, device=values.device))
+    factor = factor.detach().to(values) if isinstance(factor, Tensor) else factor
+    return _ScaledGradient.apply(values, factor)
 
 
 def damp_faces(images: Tensor, boxes: Tensor, original_boxes: Tensor, factor: Tensor) -> Tensor:

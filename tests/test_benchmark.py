@@ -6,15 +6,17 @@ from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.tests.tiny_families import tiny
 from fair_adapter.trainer import benchmark
-from fair_adapter.trainer.benchmark_methods import bias
+from fair_adapter.trainer.benchmark_methods import bias, methods
 from fair_adapter.trainer.benchmark_methods.memory import Meter, cost, peak_tflops, seconds
 from fair_adapter.trainer.benchmark_methods.methods import EXACT, Workbench
 from fair_adapter.trainer.benchmark_methods.models import build
 from fair_adapter.trainer.benchmark_methods.results import Line, Measurement, plot, worst
+from fair_adapter.trainer.training.encoders import EmbeddedEncoder
 
 CPU = torch.device("cpu")
 
@@ -59,6 +61,20 @@ def test_live_bytes_see_what_a_graph_holds():
     assert peaks[50, False] == peaks[10, False] <= 3 * 4000
 
 
+def test_attention_counts_on_a_cpu_as_on_a_gpu():
+    """4 B H S S D forward for both products, and backward 2.5 times as much (with the one recomputed)."""
+    q = torch.randn(2, 3, 16, 8, requires_grad=True)
+
+    def attend(backward):
+        out = torch.nn.functional.scaled_dot_product_attention(q, q, q)
+        if backward:
+            out.sum().backward()
+
+    forward, both = (cost(partial(attend, backward), CPU, []).tflop for backward in (False, True))
+    assert forward == pytest.approx(4 * 2 * 3 * 16 * 16 * 8 / 1e12)
+    assert both == pytest.approx(3.5 * forward)
+
+
 def test_operations_and_time():
     a = torch.ones(64, 32)
     found = cost(lambda: a @ a.T, CPU, [a, a.view(-1)])
@@ -72,6 +88,16 @@ def test_schedulers_stay_on_the_cpu_wherever_the_weights_are():
     assert model.device.type == "meta" and model.sampler(4).steps == 4
 
 
+def test_nothing_is_compiled_under_the_meter_and_everything_after_it():
+    torch._dynamo.reset()
+    compiled = CompileCounter()
+    double = torch.compile(lambda x: 2 * x, backend=compiled)
+    cost(lambda: double(torch.ones(3)), CPU, [])
+    assert compiled.frame_count == 0
+    double(torch.ones(3))
+    assert compiled.frame_count == 1
+
+
 # ---- methods
 
 
@@ -83,9 +109,9 @@ def bench():
 
 
 def test_methods_agree_where_they_should_and_nowhere_else(bench):
-    found = {name: bench.work(name)() for name in bench.all_methods}
+    found = {name: bench.work(name)() for name in bench.methods}
     assert all(torch.isfinite(g).all() and g.norm() > 0 for g in found.values())
-    lines = {n: Line(m, (1.0,), 1, 2, 1.0, found[n]) for n, m in bench.all_methods.items()}
+    lines = {n: Line(m, (1.0,), 1, 2, 1.0, found[n]) for n, m in bench.methods.items()}
     measurement = Measurement("tiny", 2, 2, 4, 1.0, lines)
     for name in EXACT:
         assert measurement.gradient_error(name) < 1e-4, name
@@ -136,13 +162,13 @@ def measurement(bench) -> Measurement:
         "cached": 3.0,
     }
     lines = {}
-    for name, method in bench.all_methods.items():
+    for name, method in bench.methods.items():
         time = base.get(name, 4.0)
         size = 400 if "one_graph" in name else 100
         lines[name] = Line(method, (time, 2 * time, time), size, size + 50, 1.0, gradient)
     lines["subset"] = replace(lines["subset"], gradient=torch.tensor([1.0, 1.0]))
     sweep = {"x": [10.0, 20.0, 50.0], "both_branches": [2.0, 2.0, 2.1], "one_graph": [5.0, 9.0, 21.0]}
-    return Measurement("portrait", 4, 4, 20, 2.0, lines, {"memory over steps": sweep})
+    return Measurement("portrait", 4, 4, 20, 2.0, lines, sweeps={"memory over steps": sweep})
 
 
 def test_ratios_are_baseline_over_ours(measurement):
@@ -199,6 +225,39 @@ def test_half_precision_is_measured(monkeypatch, tmp_path):
     assert all(ratios[name]["gradient_error"] < 1e-4 for name in EXACT)  # of float32
 
 
+def test_what_does_not_fit_is_said_and_left_out(monkeypatch, tmp_path, capsys):
+    """A graph of all steps is too much: the lines of the others stay, without what they lack."""
+    monkeypatch.setattr(benchmark, "build", lambda name, device, dtype: tiny("sd1", dtype))
+
+    def large(*arguments, **options):
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(methods, "one_graph_iteration", large)
+    out = tmp_path / "benchmark.json"
+    arguments = ["--models", "medium", "--images", "1", "--steps", "1", "--rounds", "1", "--rank", "2"]
+    arguments += ["--device", "cpu", "--output", str(out), "--no-sweeps", "--checkpoint", "all"]
+    for dtype in ("float32", "bfloat16"):
+        assert benchmark.main([*arguments, "--dtype", dtype]) == 0
+        table = json.loads(out.read_text())
+        known = table["models"]["medium"]
+        assert list(known["methods"]) == ["both_branches", "conditional", "cached", "subset"]
+        assert known["does_not_fit"][0] == "one_graph" and table["ratios"] == {}
+        assert known["methods"]["cached"]["cosine"] is None
+        assert capsys.readouterr().out.count("does not fit") == 6
+    assert benchmark.main([*arguments, "--methods", "one_graph"]) == 2
+    assert "out of memory; give a smaller --micro-batch" in capsys.readouterr().err
+
+
+def test_encoders_of_the_papers_kind_take_their_place(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        methods, "papers_encoders", lambda device: asked.append(device) or [EmbeddedEncoder()]
+    )
+    made = Workbench.build(tiny("sd1"), 1, 1, 1, "cpu", scale=2.0, rank=2, encoders=("paper",))
+    assert len(asked) == 1 and made.training.iterate(0).losses["semantics"] > 0
+    made.close()
+
+
 def test_no_micro_batch_is_halved_unseen(bench):
     def scarce(size):
         if size > 1:
@@ -218,3 +277,18 @@ def test_time_to_bias_is_a_ratio_only_of_runs_that_arrived(monkeypatch):
 
     monkeypatch.setattr(bias, "_train", train)
     assert [bias.time_to_bias("cpu", print)["share"] for _ in range(3)] == [0.25, None, None]
+
+
+def test_chosen_methods_are_measured_alone(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark, "build", lambda name, device, dtype: tiny("sd1", dtype))
+    out = tmp_path / "benchmark.json"
+    arguments = ["--models", "medium", "--images", "1", "--steps", "1", "--rounds", "1", "--rank", "2"]
+    arguments += ["--device", "cpu", "--output", str(out), "--methods"]
+    assert benchmark.main([*arguments, "cached"]) == 0
+    table = json.loads(out.read_text())
+    assert list(table["models"]["medium"]["methods"]) == ["cached"] and table["ratios"] == {}
+    assert table["memory_growth_10_to_50_steps"] is None and "1 images" not in capsys.readouterr().out
+    assert not out.with_suffix(".png").exists()
+    assert benchmark.main([*arguments, "one_graph", "conditional", "--no-sweeps"]) == 0
+    ratios = json.loads(out.read_text())["ratios"]  # no exact twin of the conditional branch was asked for
+    assert set(ratios) == {"conditional"} and set(ratios["conditional"]) == {"time", "memory"}

@@ -256,7 +256,11 @@ def test_images_without_gradient_cost_nothing():
     world.network.calls.clear()
     accumulate_gradients(world.network, trajectory, g, world.guidance(), batch=100)
     assert world.network.calls == [12]  # two images, three steps, both branches
-    world.gradients()
+    together = world.gradients()
+    world.network.calls.clear()
+    accumulate_gradients(world.network, trajectory, g, world.guidance(), batch=1)
+    assert world.network.calls == [1] * 12  # the least memory: one sample in each call
+    assert relative(world.gradients(), together) < 1e-12
     world.network.calls.clear()
     accumulate_gradients(world.network, trajectory, torch.zeros_like(g), world.guidance())
     assert world.network.calls == [] and not world.gradients().any()

@@ -21,6 +21,7 @@ from diffusers import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from fair_adapter.shared.adapter import FairnessAdapter
 from fair_adapter.shared.adapter_export import export_adapter
@@ -572,7 +573,8 @@ def test_a_compiled_network_follows_loras_that_come_and_go() -> None:
 
     network = Network()
     linear = network.inner
-    network.compile(backend="eager")
+    compiled = CompileCounter()
+    network.compile(backend=compiled)
     inputs = torch.randn(2, 3)
     plain = network(inputs)
     lora = LoraSet.create({"x": linear}, rank=2)
@@ -581,8 +583,30 @@ def test_a_compiled_network_follows_loras_that_come_and_go() -> None:
     lora.attach({"x": linear})
     expected = torch.tanh(torch.atanh(plain) + lora.layers["x"](inputs))
     assert torch.allclose(network(inputs), expected, atol=1e-4)
+    for _ in range(10):  # as often as there are iterations: compiled twice in all
+        lora.enabled = False
+        assert torch.equal(network(inputs), plain)
+        lora.enabled = True
+        assert torch.allclose(network(inputs), expected, atol=1e-4)
+    assert compiled.frame_count == 3
     lora.detach()
     assert torch.equal(network(inputs), plain)
+
+
+def test_a_compiled_network_is_compiled_once_for_all_sizes_of_a_batch() -> None:
+    torch._dynamo.reset()
+    model = tiny("sd1")
+    compiled = CompileCounter()
+    kind = model.network.compile
+    model.network.compile = lambda: kind(backend=compiled)
+    with Adaptation.create(model, TargetSpace(SPACE.default), EVERYTHING) as adaptation:
+        compile_network(adaptation)
+        probed = compiled.frame_count
+        for size in (3, 7, 5, 2):  # from 16 rows on convolutions are chosen anew
+            noise = torch.zeros(size, *model.latent_shape)
+            rollout(adaptation.denoise, model.sampler(2), noise, adaptation.guidance(["a"], 2.0))
+        assert compiled.frame_count == probed > 0
+    torch._dynamo.reset()
 
 
 def test_where_compiled_code_has_no_gradient_training_goes_on_without(

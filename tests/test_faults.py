@@ -128,6 +128,45 @@ def test_one_at_a_time_is_the_end_of_it():
     assert not out_of_memory(RuntimeError("shape mismatch"))
 
 
+@pytest.mark.parametrize("free", [2**28, 2**34])
+def test_cudnn_without_a_plan_is_out_of_memory_where_memory_is_scarce(free, monkeypatch):
+    """It swallows the allocator's error; the same text tells of types that a GPU does not have."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 2**35))
+    for text in (
+        "GET was unable to find an engine to execute this computation",
+        "FIND was unable to find an engine to execute this computation",
+        "Unable to find a valid cuDNN algorithm to run convolution",
+    ):
+        assert out_of_memory(RuntimeError(text)) is (free < 2**30)
+
+
+def test_faces_of_several_pieces_are_looked_for_at_once_and_their_images_let_go(model, tmp_path, monkeypatch):
+    """With the gradient of a single piece. A branch that is not followed is encoded without a graph."""
+    path, found, searched = write(tmp_path, model), {}, []
+    for size in (4, 3, 1):
+        settings = [f"sampling.decode_batch={size}", "sampling.branches=conditional"]
+        training = prepare(load_config(path, settings), Processes("cpu", 4))
+        detect = training.observer.detector.detect
+        monkeypatch.setattr(
+            training.observer.detector,
+            "detect",
+            lambda images, detect=detect: searched.append(len(images)) or detect(images),
+        )
+        pieces = training.read(torch.randn(4, *training.model.latent_shape), size)
+        assert [view.images.numel() > 0 for _, view in pieces] == (
+            [True] if size == 4 else [False] * len(pieces)
+        )
+        assert searched == [4]
+        guidance = training.guidance(training.entry(training.schedule[0]), training.targets[0])
+        assert guidance.conditional["text"].requires_grad and not guidance.unconditional["text"].requires_grad
+        found[size] = gradients(training, monkeypatch)
+        training.adaptation.detach()
+        searched.clear()
+    assert found[4].norm() > 0
+    for size in (3, 1):
+        assert float((found[size] - found[4]).norm() / found[4].norm()) < 1e-4
+
+
 def test_samples_and_references_are_read_in_smaller_pieces(model, tmp_path, monkeypatch):
     training = prepare(load_config(write(tmp_path, model)), Processes("cpu", 4))
     entry = training.entry(training.schedule[0])

@@ -142,6 +142,10 @@ def test_attach_and_detach_leave_no_trace() -> None:
     lora.attach(text_layers(model))
     assert lora.attached and list(model.state_dict()) == keys
     assert (model(ids).last_hidden_state - before).abs().max() > 0.01
+    lora.enabled = False
+    assert torch.equal(model(ids).last_hidden_state, before)
+    lora.enabled = True
+    assert (model(ids).last_hidden_state - before).abs().max() > 0.01
     lora.detach()
     assert torch.equal(model(ids).last_hidden_state, before)
 

@@ -26,6 +26,7 @@ from fair_adapter.trainer import face_bank, progress, train
 from fair_adapter.trainer.configuration.config import OptimizerConfig, load_config
 from fair_adapter.trainer.evaluation import generation
 from fair_adapter.trainer.face_chain import convert_semantics
+from fair_adapter.trainer.training import setup
 from fair_adapter.trainer.training.adaptation import Adaptation
 from fair_adapter.trainer.training.bank import Entry, ReferenceBank
 from fair_adapter.trainer.training.encoders import EmbeddedEncoder, load_encoders
@@ -400,8 +401,6 @@ def test_ctrl_c_of_a_launcher_saves_and_machines_need_not_share_the_folder(confi
         str(tmp_path / "config.yaml"),
     ]
     command += [
-        "faces.bank=model",
-        "faces.bank_per_cell=2",
         "optimizer.iterations=40",
         "sampling.gradient_steps=0",
     ]
@@ -410,6 +409,7 @@ def test_ctrl_c_of_a_launcher_saves_and_machines_need_not_share_the_folder(confi
     first, other = tmp_path / "run0", tmp_path / "run1"
     while process.poll() is None and not ((first / "log.jsonl").exists() and len(log(first)) >= 2):
         time.sleep(0.05)
+    assert process.poll() is None, process.communicate()[0][-2000:]
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=300)
     done = state(first)["iteration"]
@@ -418,6 +418,31 @@ def test_ctrl_c_of_a_launcher_saves_and_machines_need_not_share_the_folder(confi
     command[-2] = f"optimizer.iterations={done + 1}"
     subprocess.run(command, timeout=300, check=True, stdout=subprocess.DEVNULL, **run)
     assert state(first)["iteration"] == len(log(first)) == done + 1 and not other.exists()
+
+
+def test_processes_share_the_combinations_of_the_face_bank(config, monkeypatch):
+    training = prepare(config(), Processes("cpu", 4))
+    training.adaptation.detach()
+    processes, asked = training.processes, []
+
+    def faces(draw, observer, attributes, cell, count):
+        asked.append(cell)
+        known = {a.name: torch.tensor(a.index(c)) for a, c in zip(attributes, cell)} | {
+            "age": torch.tensor(0)
+        }
+        return [(torch.full((128,), float(len(asked))), known)]
+
+    monkeypatch.setattr(setup, "faces_of_cell", faces)
+    whole = setup._own_faces(training, lambda: "", lambda text: None)
+    cells, alone = list(asked), []
+    assert len(whole.features) == len(cells) == 6
+    monkeypatch.setattr(processes, "from_first", lambda work: work())
+    monkeypatch.setattr(processes, "interleaved", lambda mine, total: alone.append(mine) or [*mine] * 3)
+    for processes.count, processes.rank in ((4, 1), (4, 3)):
+        asked.clear()
+        setup._own_faces(training, lambda: "", lambda text: None)
+        assert asked == cells[processes.rank :: 4]
+    assert [len(each) for each in alone] == [2, 1]
 
 
 def test_what_the_first_process_finds(monkeypatch):

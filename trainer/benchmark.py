@@ -7,8 +7,8 @@
 One-graph adjusted direct finetuning with checkpointed blocks (what the authors' release does), naive and
 truncated back-propagation, and ours in its modes; rollout, references, decoding and losses included. Memory
 is the peak above the weights: the allocator's on a GPU, that of live tensors elsewhere. Models with random
-weights draw no faces, so that every image has a face at fixed points. Prints tables; writes JSON and a plot
-beside it.
+weights draw no faces, so that every image has a face at fixed points. What does not fit into a GPU is said
+and left out. Prints tables; writes JSON and a plot beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from fair_adapter.shared.precision import full_precision
 from fair_adapter.shared.tensor_file import write_bytes
 from fair_adapter.trainer.benchmark_methods.bias import time_to_bias
 from fair_adapter.trainer.benchmark_methods.memory import cost, device_name, peak_tflops, seconds
-from fair_adapter.trainer.benchmark_methods.methods import REMEDY, Workbench
+from fair_adapter.trainer.benchmark_methods.methods import REMEDY, DoesNotFit, Workbench, fitting, methods
 from fair_adapter.trainer.benchmark_methods.models import build
 from fair_adapter.trainer.benchmark_methods.results import COLUMNS, Line, Measurement, plot, worst
 from fair_adapter.trainer.tables import print_table
@@ -47,8 +48,8 @@ from fair_adapter.trainer.training.memory import memory_told
 from fair_adapter.trainer.training.setup import DTYPES, compile_network, guidance_scale
 
 # model -> images of an iteration, images at a time
-SIZES = {"portrait": (4, 4), "medium": (2, 2), "sd15": (24, 8), "sdxl": (8, 1)}
-SWEPT = ("one_graph", "both_branches", "cached", "subset")
+SIZES = {"portrait": (4, 4), "medium": (2, 2), "sd15": (24, 8), "sdxl": (8, 2)}
+SWEPT = ("one_graph", "both_branches", "subset")
 STEPS_SWEEP = (10, 20, 50)
 
 
@@ -58,40 +59,46 @@ def measure(name: str, options: argparse.Namespace, swept: bool) -> Measurement:
     images, at_once = SIZES[name]
     images, at_once = options.images or images, options.micro_batch or at_once
     dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
-    bench = _bench(name, images, at_once, options.steps, options, dtype)
-    gradients = _gradients(name, options) if dtype != "float32" else None
+    compared = dtype != "float32" and len(options.methods) != 1
+    gradients = _gradients(name, options) if compared else None
     gc.collect()  # that model is none of what is measured
     torch.cuda.empty_cache()
+    bench = _bench(name, images, at_once, options.steps, options, dtype)
     known = list(bench.weights())
-    works = {method: bench.work(method) for method in bench.all_methods}
-    works["cached"]()  # the references of this prompt and noise, and everything that is read in once
+    works = {method: bench.work(method) for method in bench.methods}
+    bench.read_in()
     costs, found = {}, {}
     for method, work in works.items():
-        _say(f"{name}: memory and operations of {bench.all_methods[method].title.strip()}", options)
-        costs[method] = cost(lambda: found.update({method: work()}), device, known)  # noqa: B023
+        _say(f"{name}: memory and operations of {bench.methods[method].title.strip()}", options)
+        with told(f"{name}: ", options), fitting():
+            costs[method] = cost(lambda: found.update({method: work().cpu()}), device, known)  # noqa: B023
         gc.collect()
+    works = {method: work for method, work in works.items() if method in costs}
     rounds: dict[str, list[float]] = {method: [] for method in works}
     for i in range(options.rounds):
         for method, work in works.items():
             rounds[method].append(seconds(work, device))
         _say(f"{name}: round {i + 1} of {options.rounds}", options)
-    found = gradients or found
+    if gradients is not None:
+        found = gradients
     lines = {
         method: Line(
-            bench.all_methods[method],
+            bench.methods[method],
             tuple(rounds[method]),
             costs[method].bytes,
             costs[method].allocated,
             costs[method].tflop,
-            found[method],
+            found.get(method),
         )
         for method in works
     }
     peak = peak_tflops(device, DTYPES[dtype])
-    measurement = Measurement(name, images, at_once, options.steps, peak, lines)
+    missing = tuple(method for method in bench.methods if method not in works)
+    measurement = Measurement(name, images, at_once, options.steps, peak, lines, missing)
     bench.close()
     if swept:
-        measurement.sweeps.update(_sweeps(name, dtype, options))
+        with told(f"{name}: ", options), fitting():
+            measurement.sweeps.update(_sweeps(measurement, dtype, options))
     return measurement
 
 
@@ -112,41 +119,67 @@ def _bench(
         scale,
         options.rank,
         tuple(options.encoders),
+        tuple(options.methods),
+        options.checkpoint,
     )
     if options.compile:
+        torch._dynamo.reset()  # what was compiled for another model counts no more
         compile_network(bench.training.adaptation)
     return bench
 
 
+@contextmanager
+def told(what: str, options: argparse.Namespace) -> Iterator[None]:
+    """Goes on where something does not fit, and says so."""
+    try:
+        yield
+    except DoesNotFit as error:
+        _say(f"{what}{error}", options)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _gradients(name: str, options: argparse.Namespace) -> dict[str, torch.Tensor]:
-    """Of a single image in float32, where half precision would hide whether methods agree."""
-    bench = _bench(name, 1, 1, options.steps, options, "float32")
-    bench.work("cached")()
-    with full_precision(torch.device(options.device)):
-        gradients = {method: bench.work(method)() for method in bench.all_methods}
-    bench.close()
+    """Of a single image in float32, where half precision would hide whether methods agree; of those that
+    fit."""
+    gradients: dict[str, torch.Tensor] = {}
+    what = f"{name}: gradients in float32: "
+    with told(what, options), fitting(), full_precision(torch.device(options.device)):
+        bench = _bench(name, 1, 1, options.steps, options, "float32")
+        bench.read_in()
+        for method in bench.methods:
+            with told(what, options), fitting():
+                gradients[method] = bench.work(method)().cpu()
+        bench.close()
     return gradients
 
 
-def _sweeps(name: str, dtype: str, options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+def _sweeps(
+    measured: Measurement, dtype: str, options: argparse.Namespace
+) -> dict[str, dict[str, list[float]]]:
     """Time over the number of images, time and memory over the number of steps (of one image)."""
-    device = torch.device(options.device)
-    most = options.images or SIZES[name][0]
-    counts = sorted({1, max(1, most // 2), most})
-    over_images: dict[str, list[float]] = {"x": [float(n) for n in counts]}
+    device, name = torch.device(options.device), measured.model
+    swept = [method for method in SWEPT if method in measured.lines]
+    if not swept:
+        return {}
+    counts = sorted({1, max(1, measured.images // 2)} - {measured.images})
+    over_images: dict[str, list[float]] = {"x": [float(n) for n in (*counts, measured.images)]}
     for count in counts:
-        bench = _bench(name, count, options.micro_batch or SIZES[name][1], options.steps, options, dtype)
-        bench.work("cached")()
-        for method in SWEPT:
+        bench = _bench(name, count, measured.micro_batch, options.steps, options, dtype)
+        bench.read_in()
+        for method in swept:
             over_images.setdefault(method, []).append(seconds(bench.work(method), device))
         bench.close()
+        _say(f"{name}: {count} images", options)
+    for method in swept:
+        over_images.setdefault(method, []).append(measured.lines[method].second)
     times: dict[str, list[float]] = {"x": [float(n) for n in STEPS_SWEEP]}
     bytes_: dict[str, list[float]] = {"x": [float(n) for n in STEPS_SWEEP]}
     for steps in STEPS_SWEEP:
         bench = _bench(name, 1, 1, steps, options, dtype)
         known = list(bench.weights())
-        bench.work("cached")()
-        for method in SWEPT:
+        bench.read_in()
+        for method in swept:
             work = bench.work(method)
             times.setdefault(method, []).append(seconds(work, device))
             bytes_.setdefault(method, []).append(cost(work, device, known).bytes / 2**20)
@@ -198,6 +231,13 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--output", type=Path, help="JSON file; the plot goes beside it")
     add("--models", nargs="+", choices=tuple(SIZES), help="default: what suits the device")
+    add(
+        "--methods",
+        nargs="+",
+        choices=tuple(methods(4)),
+        default=(),
+        help="such as cached alone, where a graph of all steps does not fit (all)",
+    )
     add("--images", type=int, default=0, help="of an iteration (default: by model)")
     add("--micro-batch", type=int, default=0, help="images at a time, in every method (default: by model)")
     add("--steps", type=int, default=20, help="of the sampler (20)")
@@ -208,7 +248,14 @@ def parser() -> argparse.ArgumentParser:
         "--encoders",
         nargs="+",
         default=["embedded"],
-        help="of the semantics loss: embedded, open_clip, dinov2, or open_clip:PATH (embedded)",
+        help="of the semantics loss: embedded, open_clip, dinov2 or open_clip:PATH; paper: those two with "
+        "random weights (embedded)",
+    )
+    add(
+        "--checkpoint",
+        choices=("none", "decoder", "all"),
+        default="decoder",
+        help="gradient checkpointing of ours; the one graph has it everywhere (decoder)",
     )
     add("--dtype", choices=tuple(DTYPES), help="of the weights (float32 on a CPU, bfloat16 on a GPU)")
     add("--compile", action="store_true", help="torch.compile the network")

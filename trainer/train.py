@@ -24,6 +24,8 @@ if "fair_adapter" not in sys.modules:  # the repository root under its one impor
     sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if sys.platform == "linux":  # a GPU's memory in pieces that grow: less of it is lost between sizes
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer.configuration.config import Config, load_config, options

@@ -55,6 +55,8 @@ class Graph(nn.Module):
             )
         for name, shape in self.constants.items():
             self.register_buffer(name, take(tensors, name, shape, path))
+        for _, inputs, _, attributes in (node for node in self.nodes if node[0] == "Pad"):
+            attributes["pads"] = getattr(self, inputs.pop()).tolist()  # numbers: no wait for a GPU
 
     @classmethod
     def load(cls, path: Path) -> Graph:
@@ -90,8 +92,8 @@ def _average_pool(attributes: Attributes, x: Tensor) -> Tensor:
     return F.avg_pool2d(x, attributes["kernel_shape"], attributes["strides"])
 
 
-def _pad(attributes: Attributes, x: Tensor, pads: Tensor) -> Tensor:
-    amounts: Sequence[int] = pads.tolist()
+def _pad(attributes: Attributes, x: Tensor) -> Tensor:
+    amounts: Sequence[int] = attributes["pads"]
     half = len(amounts) // 2
     reverse = [amount for axis in reversed(range(half)) for amount in (amounts[axis], amounts[half + axis])]
     return F.pad(x, reverse)

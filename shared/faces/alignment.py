@@ -9,6 +9,7 @@ shrinks; each face is treated by its own scale, so that a batch gives what its f
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,8 @@ def align(images: Tensor, points: Tensor, size: int = FRAME, padding: float = PA
 
     Args:
         images: (N, 3, H, W) floating point; half types are computed and returned in float32.
-        points: the detector's five points (N, 5, 2) in px of the images, one face per image.
+        points: the detector's five points (N, 5, 2) in px of the images, one face per image. On the CPU they
+            cost a GPU no wait.
         size: side of the result in px.
         padding: of the dlib chip geometry; 0.5 is the canonical frame.
 
@@ -68,11 +70,14 @@ def align(images: Tensor, points: Tensor, size: int = FRAME, padding: float = PA
 
 
 def _align(images: Tensor, points: Tensor, size: int, padding: float) -> Tensor:
-    points = points.to(device=images.device, dtype=images.dtype).detach()
+    points = points.to(images.dtype).detach()
     target = (template(padding) * size).to(points).expand(len(points), 5, 2)
     transform = similarity(points, target)
     shrink = _determinant(transform).rsqrt()  # source px per result px
     plans = [_plan(s, min(images.shape[2:])) for s in shrink.tolist()]
+    transform = transform.to(images.device)
+    if len(set(plans)) == 1:
+        return _sample(images, transform, size, *plans[0])
     faces: list[Tensor | None] = [None] * len(images)
     for plan in sorted(set(plans)):
         members = [i for i, p in enumerate(plans) if p == plan]
@@ -110,7 +115,7 @@ def _sample(images: Tensor, transform: Tensor, size: int, block: int, samples: i
     source = (
         (target - transform[:, None, :, 2]) @ transform[:, :, :2] / _determinant(transform)[:, None, None]
     )
-    grid = source / source.new_tensor([width, height]) * 2.0 - 1.0
+    grid = torch.stack([source[..., 0] / width, source[..., 1] / height], -1) * 2.0 - 1.0
     faces = F.grid_sample(
         images, grid.view(-1, count, count, 2), mode="bilinear", padding_mode="border", align_corners=False
     )
@@ -128,15 +133,19 @@ def window(faces: Tensor, padding: float, size: int) -> Tensor:
     """
     length = faces.shape[-1]
     side = length * (1.0 + 2.0 * padding) / (1.0 + 2.0 * PADDING)
-    weights = _area_weights(length, (length - side) / 2.0, side / size, size).to(faces)
+    weights = _area_weights(length, (length - side) / 2.0, side / size, size, faces.dtype, faces.device)
     return weights @ faces @ weights.T
 
 
-def _area_weights(length: int, start: float, scale: float, size: int) -> Tensor:
-    """Resampling matrix (size, length), float64: integrals of the hat functions of ``length`` pixels over
-    ``size`` intervals of ``scale`` px that begin at ``start``."""
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _area_weights(
+    length: int, start: float, scale: float, size: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Resampling matrix (size, length): integrals of the hat functions of ``length`` pixels over ``size``
+    intervals of ``scale`` px that begin at ``start``."""
     edges = start + torch.arange(size + 1, dtype=torch.float64) * scale
     distance = (edges[:, None] - torch.arange(length, dtype=torch.float64)[None] - 0.5).clamp(-1.0, 1.0)
     primitive = 0.5 + distance - 0.5 * distance * distance.abs()  # of the hat 1 - |x| on [-1, 1]
     weights = primitive[1:] - primitive[:-1]
-    return weights / weights.sum(1, keepdim=True)
+    return (weights / weights.sum(1, keepdim=True)).to(device, dtype)

@@ -50,9 +50,10 @@ def largest(faces: Sequence[Face], height: int, width: int) -> Face | None:
 
 
 def stack_points(faces: Sequence[Face], like: Tensor) -> Tensor:
-    """Points of the faces, (N, 5, 2) px, on the device of ``like``, float32 or float64 like it."""
+    """Points of the faces, (N, 5, 2) px, float32 or float64 like ``like``; on the CPU, where `align` wants
+    them."""
     dtype = like.dtype if like.dtype == torch.float64 else torch.float32
-    return torch.tensor([f.points for f in faces], dtype=dtype, device=like.device).reshape(-1, 5, 2)
+    return torch.tensor([f.points for f in faces], dtype=dtype).reshape(-1, 5, 2)
 
 
 class FaceDetector:

@@ -125,11 +125,10 @@ def normalised(levels: Tensor) -> Tensor:
 
 def _cells(shift: Tensor, probability: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cells of one scale that may hold a face: boxes (M, 4), scores (M,), shifts (M, 4), images (M,)."""
-    mask = probability >= PASS[0]
-    image, row, column = mask.nonzero(as_tuple=True)
+    image, row, column = (probability >= PASS[0]).nonzero(as_tuple=True)
     corner = torch.stack([column, row], 1).to(shift.dtype) * STRIDE
     boxes = torch.cat([((corner + 1) / scale).floor(), ((corner + CELL) / scale).floor()], 1)
-    score, shift = probability[mask], shift.permute(0, 2, 3, 1)[mask]
+    score, shift = probability[image, row, column], shift[image, :, row, column]
     keep = suppress(boxes, score, image, 0.5)
     return boxes[keep], score[keep], shift[keep], image[keep]
 

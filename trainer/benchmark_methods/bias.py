@@ -22,7 +22,7 @@ from .methods import Method, one_graph_iteration
 GOAL = 0.25
 EVERY = 10  # iterations between two measurements, which are not timed
 PICTURES = 32  # of each validation prompt
-PROMPTS = 12  # of training: few enough that their references are used again
+PROMPTS = 8  # of training: few enough that their references are used again
 STEPS = 20
 MOST = 600  # iterations
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"

@@ -11,7 +11,8 @@ Every method does a whole iteration but the optimiser's step: its result is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -38,9 +39,11 @@ from ..configuration.config import (
 )
 from ..families.base import DiffusionModel
 from ..training.loop import Training
+from ..training.memory import out_of_memory
 from ..training.optimizer import StepResult
 from ..training.processes import Processes
 from ..training.setup import prepare
+from .models import papers_encoders
 
 REMEDY = "give a smaller --micro-batch, --images or --size"
 Kind = Literal["one graph", "naive", "truncated", "decoupled"]
@@ -84,15 +87,19 @@ EXACT = {
 
 @dataclass
 class Probe:
-    """Stands where the optimiser does: takes the gradient and no step."""
+    """Stands where the optimiser does: takes the gradient and no step, and as much memory."""
 
     parameters: list[torch.nn.Parameter]
     scale: float = 1.0
     gradient: Tensor = field(default_factory=lambda: torch.zeros(0))
 
+    def __post_init__(self) -> None:
+        # the averaged weights, AdamW's mean and mean square
+        self.state = [torch.zeros_like(p, requires_grad=False) for p in self.parameters for _ in range(3)]
+
     def step(self, iteration: int, extras: Tensor) -> StepResult:
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        self.gradient = torch.cat([part.reshape(-1) for part in parts]).float().cpu()
+        self.gradient = torch.cat([part.reshape(-1) for part in parts]).float()
         for p in self.parameters:
             p.grad = None
         return StepResult(extras, float(self.gradient.norm()), True)
@@ -111,7 +118,7 @@ class Workbench:
     training: Training
     steps: int
     micro_batch: int
-    all_methods: dict[str, Method]
+    methods: dict[str, Method]
 
     @classmethod
     def build(
@@ -125,28 +132,34 @@ class Workbench:
         scale: float = 7.5,
         rank: int = 50,
         encoders: tuple[str, ...] = ("embedded",),
+        chosen: Collection[str] = (),
+        checkpoint: Literal["none", "decoder", "all"] = "decoder",
     ) -> Workbench:
         """images: of one iteration.  micro_batch: at a time, in every method.  encoders: of the semantics
-        loss."""
+        loss, "paper" for those of the paper with random weights.  chosen: methods by name; none is all.
+        checkpoint: of ours, as in sampling.checkpoint; the one graph always has both."""
+        paper = encoders == ("paper",)
         config = Config(
             model=ModelConfig(path="random", dtype=dtype, guidance_scale=scale),  # type: ignore[arg-type]
             adapter=AdapterConfig(text_lora=True, rank=rank),
             target=TargetConfig("gender=equal;race=equal"),
             faces=FacesConfig(detector="fixed", bank=None),
             # random weights are certain of nothing
-            loss=LossConfig(confidence=0.0, certain=0.0, encoders=encoders),
+            loss=LossConfig(confidence=0.0, certain=0.0, encoders=() if paper else encoders),
             sampling=SamplingConfig(
                 steps=(steps, steps),
                 network_batch=micro_batch,
                 gradient_batch=micro_batch,
                 decode_batch=micro_batch,
-                checkpoint="decoder",
+                checkpoint=checkpoint,
             ),
             references=ReferencesConfig(blocks=1, cache=None),
             optimizer=OptimizerConfig(images=images),
             run=RunConfig(device=device),  # type: ignore[arg-type]
         )
         training = prepare(config, Processes(device, images), _refuse, model)
+        if paper:
+            training.observer.encoders = papers_encoders(training.model.device)
         faces = torch.randn(8, 128, generator=torch.Generator().manual_seed(0))
         training.faces = FaceBank(functional.normalize(faces).to(training.model.device))
         with torch.no_grad():  # away from up = 0, where half of the gradient is zero
@@ -154,7 +167,8 @@ class Workbench:
                 noise = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
                 p.add_(0.02 * noise.to(p))
         training.optimizer = Probe(training.optimizer.parameters)  # type: ignore[assignment]
-        return cls(training, steps, micro_batch, methods(steps))
+        known = {name: m for name, m in methods(steps).items() if not chosen or name in chosen}
+        return cls(training, steps, micro_batch, known)
 
     def close(self) -> None:
         self.training.adaptation.detach()
@@ -162,15 +176,23 @@ class Workbench:
     def weights(self) -> Iterator[Tensor]:
         """Everything that is there before an iteration begins."""
         training = self.training
+        yield from training.optimizer.state  # type: ignore[attr-defined]
         owners: list[Any] = [*training.model.parts().values(), training.adaptation, training.observer.chain]
         owners += list(training.observer.encoders)
         for owner in owners:
             yield from owner.parameters()
             yield from owner.buffers()
 
+    def read_in(self) -> None:
+        """Draw the references of the prompt and noise, and do whatever else only a first call does."""
+        training = self.training
+        entry = training.entry(training.schedule[0])
+        training.references.references(entry, 0, entry.images)
+        self.work(next(reversed(self.methods)))()  # the cheapest
+
     def work(self, name: str) -> Callable[[], Tensor]:
         """An iteration by a method; returns its gradient, flat."""
-        method, training = self.all_methods[name], self.training
+        method, training = self.methods[name], self.training
         decoupled = method.kind == "decoupled"
         sampling = replace(
             training.config.sampling,
@@ -185,7 +207,8 @@ class Workbench:
         )
 
         def run() -> Tensor:
-            mine.model.checkpoint(decoder=True, network=not decoupled)
+            kept = sampling.checkpoint if decoupled else "all"
+            mine.model.checkpoint(kept != "none", kept == "all")
             if decoupled:
                 mine.iterate(0)
             else:
@@ -195,9 +218,24 @@ class Workbench:
         return run
 
 
+class DoesNotFit(FairAdapterError):
+    """A method has no memory for its micro-batch."""
+
+
 def _refuse(text: str) -> None:
     """Of a micro-batch that was halved: the methods are measured at the same one."""
-    raise FairAdapterError(f"{text}, but its cost is another; {REMEDY}")
+    raise DoesNotFit(f"{text}, but its cost is another; {REMEDY}")
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """Raises DoesNotFit where memory runs out within, on its own or on another error's way."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise DoesNotFit(f"out of memory; {REMEDY}") from error
 
 
 def one_graph_iteration(training: Training, method: Method, micro_batch: int, iteration: int = 0) -> None:

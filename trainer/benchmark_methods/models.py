@@ -18,11 +18,13 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from ...shared.preservation import SemanticEncoder
 from ..evaluation.generation import load_model
 from ..families.base import DiffusionModel
 from ..families.stable_diffusion import PORTRAIT, StableDiffusion
 from ..families.stable_diffusion_xl import StableDiffusionXL
 from ..portrait.models import build_scheduler, build_tokenizer, build_vae
+from ..training.encoders import as_loaded, clip_encoder, dino_encoder
 
 SEED = 0
 
@@ -38,6 +40,21 @@ def build(name: str, device: torch.device, dtype: torch.dtype) -> DiffusionModel
     for part in model.parts().values():
         torch.nn.Module.to(part, dtype)  # diffusers' own would warn about precision
     return model.to(device)
+
+
+def papers_encoders(device: torch.device) -> list[SemanticEncoder]:
+    """ViT-H-14 and DINOv2 ViT-B/14 with random weights, loaded as training loads them."""
+    import open_clip
+    from transformers import Dinov2Config, Dinov2Model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        clip = open_clip.create_model("ViT-H-14", pretrained=None, load_weights=False)
+        dino = Dinov2Model(Dinov2Config(image_size=518, patch_size=14))
+    return [
+        as_loaded(clip_encoder("open_clip", "random", clip), device),
+        as_loaded(dino_encoder("random", dino), device),
+    ]
 
 
 def _tokenizer() -> CLIPTokenizer:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..figures import subplots, to_png
-from .methods import EXACT, Method
+from .methods import EXACT, Method, methods
 
 OURS = ("both_branches", "conditional", "cached", "subset")
 BASELINE, CACHED_BASELINE = "one_graph", "one_graph_cached"
@@ -19,14 +19,15 @@ BASELINE, CACHED_BASELINE = "one_graph", "one_graph_cached"
 
 @dataclass(frozen=True)
 class Line:
-    """One method. seconds: of every round.  bytes: peak above the weights.  allocated: peak with them."""
+    """One method. seconds: of every round.  bytes: peak above the weights.  allocated: peak with them.
+    gradient: flat, None where it did not fit in float32."""
 
     method: Method
     seconds: tuple[float, ...]
     bytes: int
     allocated: int
     tflop: float
-    gradient: Tensor
+    gradient: Tensor | None
 
     @property
     def second(self) -> float:
@@ -36,7 +37,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Measurement:
-    """All methods on one model. sweeps: name -> {"x": [...], method: [...]}."""
+    """All methods on one model. missing: names of those that did not fit.
+    sweeps: name -> {"x": [...], method: [...]}."""
 
     model: str
     images: int
@@ -44,40 +46,52 @@ class Measurement:
     steps: int
     peak_tflops: float
     lines: Mapping[str, Line]
+    missing: tuple[str, ...] = ()
     sweeps: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
-    def cosine(self, name: str) -> float:
-        """With the full adjusted gradient over the same branches where these are a mode's choice."""
-        reference = self.lines[EXACT.get(name, BASELINE)]
-        if name == "subset":
-            reference = self.lines["one_graph_conditional"]
-        return float(torch.cosine_similarity(self.lines[name].gradient, reference.gradient, dim=0))
+    def cosine(self, name: str) -> float | None:
+        """With the full adjusted gradient over the same branches where these are a mode's choice; None where
+        that was not measured."""
+        reference = EXACT.get(name, "one_graph_conditional" if name == "subset" else BASELINE)
+        found, expected = self._gradient(name), self._gradient(reference)
+        if found is None or expected is None:
+            return None
+        return float(torch.cosine_similarity(found, expected, dim=0))
 
-    def gradient_error(self, name: str) -> float:
-        """Relative distance from the one-graph gradient over the same branches."""
-        expected = self.lines[EXACT[name]].gradient
-        return float((self.lines[name].gradient - expected).norm() / expected.norm())
+    def gradient_error(self, name: str) -> float | None:
+        """Relative distance from the one-graph gradient over the same branches; None where there is none."""
+        found, expected = self._gradient(name), self._gradient(EXACT.get(name, ""))
+        if found is None or expected is None:
+            return None
+        return float((found - expected).norm() / expected.norm())
+
+    def _gradient(self, name: str) -> Tensor | None:
+        return self.lines[name].gradient if name in self.lines else None
 
     def ratios(self) -> dict[str, dict[str, float]]:
-        """Baseline over ours; time as the median over rounds of the ratio within a round."""
+        """Baseline over ours; time as the median over rounds of the ratio within a round. Only of what was
+        measured."""
         table = {}
-        for name in OURS:
+        for name in OURS if BASELINE in self.lines else ():
+            if name not in self.lines:
+                continue
             line = self.lines[name]
-            entry = {"time": _ratio(self.lines[BASELINE], line)}
-            if line.method.cached:
-                entry["time_cached_baseline"] = _ratio(self.lines[CACHED_BASELINE], line)
-            entry["memory"] = self.lines[BASELINE].bytes / line.bytes
-            if name in EXACT:
-                entry["gradient_error"] = self.gradient_error(name)
-            entry["cosine"] = self.cosine(name)
-            table[name] = entry
+            cached = line.method.cached and CACHED_BASELINE in self.lines
+            entry = {
+                "time": _ratio(self.lines[BASELINE], line),
+                "time_cached_baseline": _ratio(self.lines[CACHED_BASELINE], line) if cached else None,
+                "memory": self.lines[BASELINE].bytes / line.bytes,
+                "gradient_error": self.gradient_error(name),
+                "cosine": self.cosine(name),
+            }
+            table[name] = {key: value for key, value in entry.items() if value is not None}
         return table
 
     @property
     def memory_growth(self) -> float | None:
         """Of ours from 10 to 50 steps, relative; None if that was not measured."""
         sweep = self.sweeps.get("memory over steps")
-        if sweep is None or not {10.0, 50.0} <= set(sweep["x"]):
+        if sweep is None or "both_branches" not in sweep or not {10.0, 50.0} <= set(sweep["x"]):
             return None
         ours = dict(zip(sweep["x"], sweep["both_branches"]))
         return ours[50.0] / ours[10.0] - 1
@@ -102,6 +116,7 @@ class Measurement:
             "micro_batch": self.micro_batch,
             "steps": self.steps,
             "peak_tflops": self.peak_tflops,
+            "does_not_fit": list(self.missing),
             "methods": table,
             "ratios": self.ratios(),
             "memory_growth_10_to_50_steps": self.memory_growth,
@@ -110,26 +125,27 @@ class Measurement:
 
     def rows(self) -> list[list[str]]:
         """For the table on the terminal."""
-        base, cells = self.lines[BASELINE], []
+        base, cells = self.lines.get(BASELINE), []
         for name, line in self.lines.items():
             rate = line.tflop / line.second
-            error = f"{self.gradient_error(name):.1e}" if name in EXACT else ""
+            cosine, error = self.cosine(name), self.gradient_error(name)
             cells.append(
                 [
                     line.method.title,
                     f"{line.second:.2f}",
                     f"{self.images / line.second:.2f}",
-                    f"{_ratio(base, line):.2f}x",
+                    f"{_ratio(base, line):.2f}x" if base else "",
                     f"{line.bytes / 2**20:.0f}",
-                    f"{base.bytes / line.bytes:.1f}x",
+                    f"{base.bytes / line.bytes:.1f}x" if base else "",
                     f"{line.allocated / 2**30:.2f}",
                     f"{rate:.3g}",
                     f"{100 * rate / self.peak_tflops:.0f}%",
-                    f"{self.cosine(name):.4f}",
-                    error,
+                    "" if cosine is None else f"{cosine:.4f}",
+                    "" if error is None else f"{error:.1e}",
                 ]
             )
-        return cells
+        known = methods(self.steps)
+        return cells + [[known[name].title, "does not fit", *[""] * 9] for name in self.missing]
 
 
 COLUMNS = (
@@ -152,15 +168,15 @@ def _ratio(base: Line, line: Line) -> float:
 
 
 def worst(measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
-    """Of each ratio the smallest over the models; of each error the largest."""
-    tables = [m.ratios() for m in measurements]
-    return {
-        name: {
-            key: (max if key == "gradient_error" else min)(table[name][key] for table in tables)
-            for key in tables[0][name]
-        }
-        for name in tables[0]
-    }
+    """Of each ratio the smallest over the models that have it; of each error the largest."""
+    found: dict[str, dict[str, float]] = {}
+    for measurement in measurements:
+        for name, entry in measurement.ratios().items():
+            for key, value in entry.items():
+                choose = max if key == "gradient_error" else min
+                known = found.setdefault(name, {})
+                known[key] = choose(known.get(key, value), value)
+    return found
 
 
 def plot(measurements: Sequence[Measurement]) -> bytes | None:

@@ -180,7 +180,9 @@ class SamplingConfig:
     gradient_batch: int = option(
         16, "(image, step) pairs in one call with gradient, each twice if both branches are followed", least=1
     )
-    decode_batch: int = option(32, "images decoded at a time with gradient", least=1)
+    decode_batch: int = option(
+        24, "images decoded at a time with gradient; if they are all, they are decoded but once", least=1
+    )
     checkpoint: Literal["none", "decoder", "all"] = option(
         "none", "gradient checkpointing: less memory, more time; of the decoder, or of the network as well"
     )

@@ -30,6 +30,8 @@ from ...shared.seeds import starting_noise
 
 DECODED = 2**21  # pixels that are decoded at a time where no gradient is asked for: 8 pictures of 512 px
 DECODER_LAYERS = (ResnetBlock2D, Upsample2D, Attention)
+# No dropout: the state of the random numbers, which a GPU is slow to give, need not be kept.
+RECOMPUTED = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 LATENT_FACTOR = 8  # px of a side for one latent, in every family here
 
 Soft = Mapping[str, Tensor]  # encoder -> soft tokens (n, d)
@@ -304,6 +306,8 @@ class DiffusionModel(ImageModel):
         if torch.device(device).type == "cuda":
             for part in (self.network, self.vae):
                 part.to(memory_format=torch.channels_last)
+        if _channels_first not in self.vae.decoder.mid_block._forward_hooks.values():
+            self.vae.decoder.mid_block.register_forward_hook(_channels_first)
         return self
 
     def resize(self, pixels: int) -> None:
@@ -318,13 +322,16 @@ class DiffusionModel(ImageModel):
         """Trade time for memory in the backward pass: keep the inputs of the network's blocks and of the
         decoder's layers only. A block of the decoder at 1024 px is too much for a GPU of 16 GB."""
         if network:
-            self.network.enable_gradient_checkpointing()
+            self.network.enable_gradient_checkpointing(RECOMPUTED)
         else:
             self.network.disable_gradient_checkpointing()
         for layer in self.vae.decoder.modules():
             if isinstance(layer, DECODER_LAYERS):
                 vars(layer).pop("forward", None)
                 if decoder:
-                    vars(layer)["forward"] = functools.partial(
-                        checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
-                    )
+                    vars(layer)["forward"] = functools.partial(RECOMPUTED, layer.forward)
+
+
+def _channels_first(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Attention leaves channels last behind it, in which a CPU's group norms go back 30 times as slowly."""
+    return output.contiguous() if output.device.type == "cpu" and torch.is_grad_enabled() else output

@@ -179,11 +179,14 @@ class Adaptation(nn.Module):
     @contextmanager
     def disabled(self) -> Iterator[DiffusionModel]:
         """The base model, for the images that the trained ones are compared with."""
-        self.detach()
+        loras = [part for part in (self.text, self.unet) if part is not None]
         try:
+            for lora in loras:
+                lora.enabled = False
             yield self.base
         finally:
-            self.attach()
+            for lora in loras:
+                lora.enabled = True
 
     # ---- the model as the core calls it
 
@@ -213,13 +216,22 @@ class Adaptation(nn.Module):
         return {**encoded, COORDINATES: coordinates}
 
     def guidance(
-        self, prompts: Sequence[str], scale: float, target: Target = None, negative: str = ""
+        self,
+        prompts: Sequence[str],
+        scale: float,
+        target: Target = None,
+        negative: str = "",
+        both: bool = True,
     ) -> Guidance:
-        """Both guidance branches for N prompts and one target."""
+        """Both guidance branches for N prompts and one target.
+
+        both: whether the unconditional branch carries a graph to what is trained too.
+        """
         count = 0 if self.soft is None else self.soft.length
         length = self.base.common_length(prompts, negative, count, count if self.negative_tokens else 0)
         conditional = self.encode(prompts, target, length=length)
-        unconditional = self.encode([negative], target, self.negative_tokens, length, negative=True)
+        with torch.set_grad_enabled(both and torch.is_grad_enabled()):
+            unconditional = self.encode([negative], target, self.negative_tokens, length, negative=True)
         return Guidance(conditional, unconditional, scale)
 
     def denoise(self, inputs: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:

@@ -143,11 +143,15 @@ def load_encoders(names: Sequence[str], device: torch.device | str = "cpu") -> l
         kind, _, path = name.partition(":")
         if kind not in known:
             raise unknown(kind, known, "image encoder")
-        encoder = _embedded(path) if kind == "embedded" else _foreign(kind, path)
-        if kind != "embedded" and torch.device(device).type == "cuda":
-            encoder.network.half()
-        encoders.append(encoder.to(device).requires_grad_(False))
+        encoders.append(as_loaded(_embedded(path) if kind == "embedded" else _foreign(kind, path), device))
     return encoders
+
+
+def as_loaded(encoder: Any, device: torch.device | str) -> Any:
+    """Frozen on its device; foreign networks in float16 on a GPU."""
+    if isinstance(encoder, ForeignEncoder) and torch.device(device).type == "cuda":
+        encoder.network.half()
+    return encoder.to(device).requires_grad_(False)
 
 
 def _embedded(path: str) -> Any:
@@ -155,7 +159,9 @@ def _embedded(path: str) -> Any:
 
 
 def _foreign(kind: str, path: str) -> ForeignEncoder:
-    return _dinov2(kind, path) if kind in DINOS else _visual(kind, path, _open_clip(kind, path))
+    if kind in DINOS:
+        return dino_encoder(_mark(path, DINOS[kind]), _dinov2(kind, path))
+    return clip_encoder(kind, _mark(path, CLIPS[kind][1]), _open_clip(kind, path))
 
 
 def _open_clip(kind: str, path: str) -> Any:
@@ -169,8 +175,8 @@ def _open_clip(kind: str, path: str) -> Any:
         raise _missing(kind, architecture, path or weights, error) from error
 
 
-def _visual(kind: str, path: str, model: Any) -> ForeignEncoder:
-    """The image half of a CLIP."""
+def clip_encoder(kind: str, weights: str, model: Any) -> ForeignEncoder:
+    """The image half of a CLIP of open_clip.  kind: of CLIPS.  weights: how its identity names them."""
     import open_clip
 
     visual = model.visual
@@ -179,20 +185,23 @@ def _visual(kind: str, path: str, model: Any) -> ForeignEncoder:
         visual.image_std or open_clip.OPENAI_DATASET_STD,
     )
     size = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
-    architecture, weights = CLIPS[kind]
-    return ForeignEncoder(f"open_clip:{architecture}:{_mark(path, weights)}", visual, size, mean, std)
+    return ForeignEncoder(f"open_clip:{CLIPS[kind][0]}:{weights}", visual, size, mean, std)
 
 
-def _dinov2(kind: str, path: str) -> ForeignEncoder:
+def dino_encoder(weights: str, model: Any) -> ForeignEncoder:
+    """A DINOv2 of transformers.  weights: how its identity names them."""
+    return ForeignEncoder(f"dinov2:{weights}", _DinoFeatures(model), DINO_SIZE, MEAN, STD)
+
+
+def _dinov2(kind: str, path: str) -> Any:
     weights = DINOS[kind]
     try:
         from transformers import Dinov2Model
 
         with quiet():
-            model = Dinov2Model.from_pretrained(path or weights)
+            return Dinov2Model.from_pretrained(path or weights)
     except Exception as error:  # hub clients raise dozens of kinds, all of one meaning here
         raise _missing(kind, "DINOv2", path or weights, error) from error
-    return ForeignEncoder(f"dinov2:{_mark(path, weights)}", _DinoFeatures(model), DINO_SIZE, MEAN, STD)
 
 
 class TextAlignment(nn.Module):
@@ -228,7 +237,9 @@ def load_text_alignment(name: str, device: torch.device | str = "cpu") -> TextAl
     model = _open_clip(kind, path)
     import open_clip
 
-    aligned = TextAlignment(_visual(kind, path, model), model, open_clip.get_tokenizer(CLIPS[kind][0]))
+    architecture, weights = CLIPS[kind]
+    visual = clip_encoder(kind, _mark(path, weights), model)
+    aligned = TextAlignment(visual, model, open_clip.get_tokenizer(architecture))
     if torch.device(device).type == "cuda":
         model.half()
     return aligned.to(device).eval().requires_grad_(False)

@@ -108,6 +108,9 @@ class Training:
         guidance = self.guidance(entry, target)
         trajectory = self.roll_out(entry, mine, guidance)
 
+        # What the original model draws there: before the first look, whose graph waits for the targets.
+        reference = self.reference(entry, mine)
+
         # Whom they show, and whom they should show.
         final = trajectory.final
         pieces = self.batches.fit("decode", lambda size: self.read(final, size), len(final))
@@ -124,7 +127,7 @@ class Training:
 
         # g = dL/dz_0, and its way into the parameters through every step on its own.
         labels = {name: label[mine] for name, label in goal.labels.items()}
-        cotangent, sums = self.look_back(pieces, labels, self.reference(entry, mine))
+        cotangent, sums = self.look_back(pieces, labels, reference)
         again = (self.guidance(entry, target) for _ in itertools.count())
         steps = self.gradient_steps(iteration, entry, mine)
         self.follow(trajectory, cotangent, itertools.chain([guidance], again), steps)
@@ -152,9 +155,9 @@ class Training:
     # ---- parts of it
 
     def guidance(self, entry: Entry, target: TargetDistribution) -> Guidance:
-        """The prompt in both branches, with the graph to what is trained."""
-        negative = self.config.model.negative
-        return self.adaptation.guidance([entry.prompt], self.guidance_scale, target, negative)
+        """The prompt in both branches, with the graph to what is trained where the gradient follows it."""
+        negative, both = self.config.model.negative, self.config.sampling.branches == "both"
+        return self.adaptation.guidance([entry.prompt], self.guidance_scale, target, negative, both)
 
     def roll_out(self, entry: Entry, mine: slice, guidance: Guidance) -> Trajectory:
         """Some of the entry's images by the current weights."""
@@ -169,10 +172,19 @@ class Training:
     def read(self, final: Tensor, size: int) -> list[Piece]:
         """Latents z_0 (n, C, h, w) in pieces of `size` that a gradient can reach, and what they show.
 
-        A single piece keeps its graph, so that it is not decoded a second time.
+        A single piece keeps its graph, so that it is not decoded a second time; of several only what was
+        read is kept. Faces are looked for in all images at once.
         """
         latents = [z.detach().requires_grad_() for z in final.split(size)]
-        return [(z, self.look(z, graph=len(latents) == 1)) for z in latents]
+        if len(latents) == 1:
+            return [(latents[0], self.look(latents[0], graph=True))]
+        with torch.no_grad():
+            images = [clamp_pixels(self.model.decode(z)) for z in latents]
+            found = self.observer.find(torch.cat(images))
+            views = []
+            for i, part in enumerate(images):
+                views.append(self.observer.look(part, found[i * size : (i + 1) * size]).without_images())
+        return list(zip(latents, views))
 
     def look_back(
         self, pieces: list[Piece], labels: dict[str, Tensor], reference: References | None

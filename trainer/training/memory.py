@@ -24,13 +24,21 @@ _MESSAGES = (
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
 )
+# What cuDNN makes of a workspace that it could not allocate, and of much else
+_NO_PLAN = ("unable to find an engine to execute", "unable to find a valid cudnn algorithm")
+SCARCE = 2**30  # bytes of a GPU that are free where such a message is about memory
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the host."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _MESSAGES)
+    if not isinstance(error, RuntimeError):
+        return False
+    text = str(error).lower()
+    if any(message in text for message in _NO_PLAN):
+        return torch.cuda.mem_get_info()[0] < SCARCE
+    return any(message in text for message in _MESSAGES)
 
 
 @contextmanager

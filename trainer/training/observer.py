@@ -7,7 +7,8 @@ but the detection is differentiable with respect to the images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -58,13 +59,17 @@ class View:
     logits: dict[str, Tensor]
     features: Tensor
 
-    @property
+    def without_images(self) -> View:
+        """What was read, without the images that it was read off."""
+        return replace(self, images=self.images.new_zeros(len(self.images), 3, 0, 0))
+
+    @cached_property
     def has_face(self) -> Tensor:
         """(N,) bool."""
         found = [face is not None for face in self.found]
         return torch.tensor(found, dtype=torch.bool, device=self.images.device)
 
-    @property
+    @cached_property
     def boxes(self) -> Tensor:
         """(N, 4) x0, y0, x1, y1 in px, NaN without a face."""
         nothing = (float("nan"),) * 4
@@ -113,14 +118,18 @@ class Observer:
                 "faces.classifier or --classifier)"
             ) from error
 
+    def find(self, images: Tensor) -> list[Face | None]:
+        """The largest face of each of images (N, 3, H, W) in [0, 1]."""
+        height, width = images.shape[2:]
+        return [largest(faces, height, width) for faces in self.detector.detect(images.detach())]
+
     def look(self, images: Tensor, found: Sequence[Face | None] | None = None) -> View:
         """Faces of images (N, 3, H, W) in [0, 1] and what they look like.
 
         found: the largest face of each where it is known already; None detects.
         """
         if found is None:
-            height, width = images.shape[2:]
-            found = [largest(faces, height, width) for faces in self.detector.detect(images.detach())]
+            found = self.find(images)
         members = [i for i, face in enumerate(found) if face is not None]
         owners = torch.tensor(members, dtype=torch.long, device=images.device)
         logits = {a.name: images.new_zeros(len(images), len(a)) for a in self.attributes}

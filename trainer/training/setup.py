@@ -9,6 +9,8 @@ import datetime
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ from .optimizer import Optimizer
 from .processes import Processes
 from .targets import TargetDraw, target_space
 
+PROBE = 4  # steps of a sampler that is only looked at
 WIDE = 0.1  # of a share, what is worth telling
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BFLOAT16_ON_CPU = ("amx_bf16", "avx512_bf16", "bf16")  # the last is ARM's; without one bfloat16 is slower
@@ -110,6 +113,7 @@ def prepare(
     if config.model.compile:
         compile_network(adaptation)
     batches = MicroBatches(config.sampling, _loud(processes, say))
+    mark = _Mark(config, scale, adaptation, observer)
     training = Training(
         config=config,
         guidance_scale=scale,
@@ -118,13 +122,13 @@ def prepare(
         observer=observer,
         schedule=Schedule(sets, weights, config.run.seed),
         targets=targets,
-        references=_references(config, scale, adaptation, observer, batches),
+        references=_references(config, scale, adaptation, observer, batches, mark),
         faces=None,
         optimizer=Optimizer(adaptation, config.optimizer, config.model.dtype == "float16", processes.sum),
         processes=processes,
         batches=batches,
     )
-    training.faces = _faces(training, say)
+    training.faces = _faces(training, mark, say)
     return training
 
 
@@ -174,7 +178,7 @@ def load_base(config: ModelConfig, device: torch.device | str) -> DiffusionModel
         model.paper_encoding = True
     if config.empty_negative == "zeros":
         model.zero_empty_negative()
-    model.sampler(10)  # a scheduler that can't be used is found here
+    model.sampler(PROBE)  # a scheduler that can't be used is found here
     return model
 
 
@@ -194,10 +198,14 @@ def compile_network(adaptation: Adaptation) -> None:
     model = adaptation.base
     model.network.compile()
     latents = torch.zeros(2, *model.latent_shape, device=model.device)
+    timesteps = model.sampler(PROBE).timesteps[:1].to(model.device).repeat(2)
     try:
         for graph in (False, True):
             with torch.set_grad_enabled(graph):
-                output = adaptation.denoise(latents, latents.new_zeros(2), adaptation.encode(["", ""]))
+                conditioning = adaptation.encode(["", ""])
+                for rows in (latents, timesteps, *conditioning.values()):
+                    torch._dynamo.maybe_mark_dynamic(rows, 0)  # compiled once for all sizes of a batch
+                output = adaptation.denoise(latents, timesteps, conditioning)
         output.float().sum().backward()
     except Exception as error:  # whatever a compiler of this machine throws: the model works without it
         model.network._compiled_call_impl = None
@@ -226,7 +234,12 @@ def _draw_original(
 
 
 def _references(
-    config: Config, scale: float, adaptation: Adaptation, observer: Observer, batches: MicroBatches
+    config: Config,
+    scale: float,
+    adaptation: Adaptation,
+    observer: Observer,
+    batches: MicroBatches,
+    mark: _Mark,
 ) -> ReferenceBank:
     original = _draw_original(config, scale, adaptation, batches)
 
@@ -236,34 +249,46 @@ def _references(
 
     folder = None
     if config.references.cache is not None and config.references.blocks:
-        folder = Path(config.references.cache) / f"references-{_facts(config, scale, adaptation, observer)}"
+        folder = Path(config.references.cache) / f"references-{mark()}"
     return ReferenceBank(draw, observer, bool(config.references.blocks), folder, batches)
 
 
-def _facts(config: Config, scale: float, adaptation: Adaptation, observer: Observer, **more: object) -> str:
+@dataclass(frozen=True)
+class _Mark:
     """Fingerprint of what the original model's images and their readings depend on."""
-    device = adaptation.base.device.type
-    facts = {
-        "model": weights_identity(adaptation.base),
-        "scale": scale,
-        "negative": config.model.negative,
-        "observer": observer.identity,
-        "device": device,  # images of a GPU and of a CPU differ in their last bits
-        "compile": config.model.compile,
-    }
-    return fingerprint({**facts, **more})
+
+    config: Config
+    scale: float
+    adaptation: Adaptation
+    observer: Observer
+
+    def __call__(self, **more: object) -> str:
+        return fingerprint({**self._facts, **more})
+
+    @cached_property
+    def _facts(self) -> dict[str, object]:
+        """Gathered once: billions of weights are read for it."""
+        model = self.adaptation.base
+        return {
+            "model": weights_identity(model),
+            "scale": self.scale,
+            "negative": self.config.model.negative,
+            "observer": self.observer.identity,
+            "device": model.device.type,  # images of a GPU and of a CPU differ in their last bits
+            "compile": self.config.model.compile,
+        }
 
 
 # ---- faces that changed faces should resemble
 
 
-def _faces(training: Training, say: Say) -> FaceBank | None:
+def _faces(training: Training, mark: _Mark, say: Say) -> FaceBank | None:
     """The face bank of the configuration, with a face for whatever the target may ask for."""
     config, space = training.config, training.space
     if not config.loss.face or config.faces.bank is None:
         return None
     if config.faces.bank == "model":
-        bank = _own_faces(training, say)
+        bank = _own_faces(training, mark, say)
     else:
         bank = read_bank(Path(config.faces.bank), training.observer)
     needed = TargetDistribution.uniform(space.attributes) if space.dimension else space.default
@@ -272,7 +297,7 @@ def _faces(training: Training, say: Say) -> FaceBank | None:
     return FaceBank(bank.features.to(device), {n: value.to(device) for n, value in bank.labels.items()})
 
 
-def _own_faces(training: Training, say: Say) -> FaceBank:
+def _own_faces(training: Training, mark: _Mark, say: Say) -> FaceBank:
     """Faces that the base model draws when it is told the classes; kept in the cache folder.
 
     The processes share the combinations, and all get all faces.
@@ -280,10 +305,9 @@ def _own_faces(training: Training, say: Say) -> FaceBank:
     config, space, processes = training.config, training.space, training.processes
     steps = config.sampling.steps[0]
     facts = {"attributes": space.default.names, "faces": config.faces.bank_per_cell, "steps": steps}
-    mark = _facts(config, training.guidance_scale, training.adaptation, training.observer, **facts)
     path = None
     if config.references.cache is not None:
-        path = Path(config.references.cache) / f"faces-{mark}.safetensors"
+        path = Path(config.references.cache) / f"faces-{mark(**facts)}.safetensors"
     kept = processes.from_first(
         lambda: read_bank(path, training.observer) if path is not None and path.is_file() else None
     )
