@@ -25,7 +25,7 @@ from .injection import NativeStore, insert_all, strip, visible_words
 from .job import CHANGES, JOB, Job, Picture, job_of
 from .records import PictureRecord, face_to_list
 from .request import IN_PROMPT, FairRequest, is_enabled, read_request, with_changes
-from .service import FairService, LastResult
+from .service import FairService, LastResult, check_base
 
 CHUNK = "fair_adapter"  # name of the PNG chunk
 ORDINARY, NEGATIVE = ("prompts", "hr_prompts"), ("negative_prompts", "hr_negative_prompts")
@@ -102,7 +102,7 @@ class Generation:
             p.extra_generation_params.update(infotext.describe(request))
             return
         adapter = self.service.library.load(request.adapter)
-        self.note(p, job, *adapter.check_base(base))
+        self.note(p, job, *check_base(adapter, base))
         wanted = adapter.targets.resolve(request.target or None)
         self.note(p, job, *wanted.warnings)
         text = infotext.readable(wanted.target)

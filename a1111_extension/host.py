@@ -158,7 +158,7 @@ def add_settings() -> None:
 
 def describe_model(model: Any) -> BaseModel:
     """What adapters are checked against. Unknown parts stay empty, so that nothing is refused for them."""
-    kinds = {"sdxl": "is_sdxl", "sd2": "is_sd2", "sd1": "is_sd1"}
+    kinds = {"sd3": "is_sd3", "sdxl": "is_sdxl", "sd2": "is_sd2", "sd1": "is_sd1"}
     told = any(hasattr(model, flag) for flag in kinds.values())
     found = next((kind for kind, flag in kinds.items() if getattr(model, flag, False)), None)
     architecture = found or ("another kind" if told else "sd1")

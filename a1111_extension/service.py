@@ -26,7 +26,19 @@ from .records import RecordStore
 from .request import NO_ADAPTER
 
 DATA = Path(__file__).resolve().parents[1] / "data"
+UNLOADABLE = "sd3"  # architecture of models whose adapters the hosts' LoRA and embedding loaders can't take
 log = logging.getLogger("fair_adapter")
+
+
+def check_base(adapter: FairnessAdapter, base: BaseModel) -> tuple[str, ...]:
+    """As `FairnessAdapter.check_base`; refuses what the hosts' own loaders can't take as well."""
+    if UNLOADABLE in (adapter.info.base.architecture, base.architecture):
+        raise FairAdapterError(
+            f"{adapter.source}: made for {adapter.info.base.name}, found {base.name}; adapters of Stable "
+            "Diffusion 3 work in ComfyUI and diffusers alone, whose loaders take its LoRAs: use ComfyUI for "
+            "them, and here a model and an adapter of Stable Diffusion 1.x, 2.x or XL"
+        )
+    return adapter.check_base(base)
 
 
 class OnceFilter(logging.Filter):
@@ -153,7 +165,7 @@ class FairService:
             if adapter is None:
                 self.target(name, text)
                 return views.message(["No adapter: faces are read and compared with the target."], "info")
-            notes = list(adapter.check_base(base)) if base is not None else []
+            notes = list(check_base(adapter, base)) if base is not None else []
             notes += adapter.targets.resolve(text or None).warnings
         except FairAdapterError as error:
             return views.message([str(error)], "error")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import gradio as gr
 from PIL import Image
 
-from ..shared.adapter_export import export_adapter
+from ..shared.adapter_export import export_adapter, hosts_note
 from ..shared.attributes import TargetDistribution
 from ..shared.bar_grid import draw_grid
 from ..shared.errors import FairAdapterError
@@ -108,7 +108,7 @@ def export_native(
     except FairAdapterError as error:
         return views.message([str(error)], "error")
     lines = [f"LoRA: {files.lora}, use <lora:{name.strip()}:1>"] if files.lora else []
-    warnings = list(files.weights.warnings)
+    warnings = [*files.weights.warnings, *hosts_note(loaded)]
     if files.embedding:
         token = files.embedding.stem
         lines.append(f"embedding: {files.embedding}, put {token} first")

@@ -10,7 +10,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..shared.adapter import AdapterWeights, FairnessAdapter
-from ..shared.adapter_export import embedding_file, export_adapter, lora_file
+from ..shared.adapter_export import embedding_file, export_adapter, hosts_note, lora_file
 from ..shared.attributes import TargetDistribution
 from ..shared.errors import FairAdapterError
 from . import application, host, targets, texts
@@ -190,9 +190,10 @@ class ExportAdapter(io.ComfyNode):
         return schema(
             "Export",
             "Export Adapter",
-            "Writes the adapter at this target as files that every ComfyUI and WebUI loads: a LoRA into "
-            "models/loras and an embedding into models/embeddings. Stock Load LoRA at strength 1 and "
-            "embedding:NAME at the beginning of the prompt give exactly the picture of Fair Adapter.",
+            "Writes the adapter at this target as files that every ComfyUI and WebUI loads (those for Stable "
+            "Diffusion 3: ComfyUI alone): a LoRA into models/loras and an embedding into models/embeddings. "
+            "Stock Load LoRA at strength 1 and embedding:NAME at the beginning of the prompt give exactly "
+            "the picture of Fair Adapter.",
             is_output_node=True,
             search_aliases=["fair", "export", "save lora", "embedding"],
             inputs=[
@@ -266,7 +267,8 @@ class ExportAdapter(io.ComfyNode):
         if prompt and adapter.negative_tokens:
             lines.append("and before the negative prompt too, as in training")
         lines += ["already there, unchanged"] if same else []
-        panel = {"fair_exported": [{"lines": lines, "warnings": list(weights.warnings)}]}
+        warnings = [*weights.warnings, *hosts_note(adapter)]
+        panel = {"fair_exported": [{"lines": lines, "warnings": warnings}]}
         return io.NodeOutput(lora, prompt, ui=panel)
 
 

@@ -144,11 +144,20 @@ class FairnessAdapter:
         )
 
     def check_base(self, found: BaseModel) -> tuple[str, ...]:
-        """That the adapter fits a loaded model; warnings if it was trained on other weights of its kind.
+        """That the adapter fits a loaded model; warnings if it was trained on another one of its kind.
 
-        Raises FairAdapterError with reason and remedy for another architecture or width.
+        Raises FairAdapterError with reason and remedy for another architecture or width, and for a model
+        that lacks a text encoder of its soft tokens.
         """
-        return self.info.base.check(found, self.source)
+        warnings = self.info.base.check(found, self.source)
+        missing = [name for name in self.encoders if found.encoders and name not in found.encoders]
+        if missing:
+            raise FairAdapterError(
+                f"{self.source}: has soft tokens for {', '.join(missing)}, found a model with only "
+                f"{', '.join(found.encoders)}; load it with all its text encoders or choose an adapter that "
+                "was trained without"
+            )
+        return warnings
 
     def check_layers(self, model: Mapping[str, tuple[int, ...]]) -> None:
         """That a model has all LoRA layers.  model: kohya name -> (out, in).  Raises FairAdapterError."""

@@ -2,7 +2,9 @@
 
 With both, the stock LoRA loader at weight 1 and the embedding before the prompt (ComfyUI `embedding:NAME`,
 A1111 `NAME`) do what our own loader does at that target: the tensors are those of `FairnessAdapter.at`.
-SD3's LoRA has diffusers' names, which ComfyUI reads as well and diffusers alone.
+SD3's LoRA has diffusers' names and is for ComfyUI and diffusers alone, its embedding for ComfyUI alone:
+Forge's LoRA loader does not know the transformer's layers, A1111's not the text encoders', and neither has
+embeddings for T5.
 """
 
 from __future__ import annotations
@@ -34,6 +36,16 @@ class ExportedFiles:
     lora: Path | None
     embedding: Path | None
     weights: AdapterWeights
+
+
+def hosts_note(adapter: FairnessAdapter) -> tuple[str, ...]:
+    """What to tell people about where the files work, a line or none."""
+    if not adapter.info.base.family.peft:
+        return ()
+    return (
+        f"files for {adapter.info.base.name} work in ComfyUI and, but for the embedding, in diffusers alone: "
+        "AUTOMATIC1111 and Forge do not load them",
+    )
 
 
 def lora_file(adapter: FairnessAdapter, weights: AdapterWeights, name: str) -> bytes:

@@ -21,6 +21,7 @@ from .tensor_file import payload_hash, serialise
 
 ENTRY = "fair_adapter"
 FORMAT = 1
+NETWORK_PARTS = ("context", "unet", "transformer")  # of `BaseModel.widths`; the others are text encoders
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,13 @@ class BaseModel:
         known = SD1_NAMES if self.architecture == "sd1" else FamilyNames(self.architecture, self.architecture)
         return self.names or known
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Its text encoders, all of them or, where a host does not tell, none."""
+        return tuple(part for part in self.widths if part not in NETWORK_PARTS)
+
     def check(self, found: BaseModel, source: str) -> tuple[str, ...]:
-        """That something trained on this model fits `found`; a warning if the weights are others.
+        """That something trained on this model fits `found`; warnings if its weights or encoders are others.
 
         Raises FairAdapterError for another architecture or another width.
         """
@@ -80,9 +86,15 @@ class BaseModel:
                     f"{source}: made for {self.name} ({part} of width {width}), found {found.name} "
                     f"({part} of width {found.widths[part]}); {remedy}"
                 )
+        warnings = []
         if self.hash and found.hash and self.hash != found.hash:
-            return (f"trained on {self.name}, but {found.name} has other weights: shares may differ",)
-        return ()
+            warnings.append(f"trained on {self.name}, but {found.name} has other weights: shares may differ")
+        if self.encoders and found.encoders and set(self.encoders) != set(found.encoders):
+            warnings.append(
+                f"trained with the text encoders {', '.join(self.encoders)}, but {found.name} has "
+                f"{', '.join(found.encoders)}: shares may differ"
+            )
+        return tuple(warnings)
 
 
 def weights_hash(input_layer: Tensor, output_layer: Tensor) -> str:
@@ -91,9 +103,10 @@ def weights_hash(input_layer: Tensor, output_layer: Tensor) -> str:
     diffusers calls them `conv_in.weight` and `conv_out.weight`, checkpoints `input_blocks.0.0.weight` and
     `out.2.weight`; SD3's are `pos_embed.proj.weight` and `proj_out.weight`, in checkpoints
     `x_embedder.proj.weight` and `final_layer.linear.weight`. Taken in float16, so that float16 and float32
-    files of a model agree. 64 hex digits; empty for weights in bfloat16, which have lost too much to tell.
+    files of a model agree. 64 hex digits; empty for weights in anything coarser (bfloat16, float8), which
+    have lost too much to tell.
     """
-    if torch.bfloat16 in (input_layer.dtype, output_layer.dtype):
+    if not {input_layer.dtype, output_layer.dtype} <= {torch.float16, torch.float32, torch.float64}:
         return ""
     digest = hashlib.sha256()
     for weight in (input_layer, output_layer):

@@ -65,7 +65,8 @@ def step_weights(sampler: LinearSampler, mode: Mode = "exact") -> Tensor:
     if mode == "official":
         if sampler.ladder is None:
             raise FairAdapterError(
-                f"{sampler.name} with {sampler.prediction}: 'official' needs an epsilon model"
+                f"sampling.mode=official needs an epsilon model, found {sampler.name} with "
+                f"{sampler.prediction}; set sampling.mode=exact"
             )
         return sampler.direct * sampler.ladder
     raise FairAdapterError(f"adjusted DFT: mode {mode!r}, expected one of {', '.join(get_args(Mode))}")

@@ -28,7 +28,10 @@ from torch import Tensor
 
 from .errors import FairAdapterError
 
-USABLE = "use DDIM, Euler, DPM++ or UniPC (a flow-matching model: FlowMatchEuler, DPM++ or UniPC)"
+USABLE = (
+    "set model.scheduler (--scheduler) to DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler "
+    "or UniPCMultistepScheduler (a flow-matching model: FlowMatchEulerDiscreteScheduler or the last two)"
+)
 LINEARITY = 1e-4  # largest relative departure from superposition; float32 schedulers stay below 1e-6
 _SUSPECTS = (
     "clip_sample",
@@ -88,7 +91,7 @@ def linear_sampler(scheduler: Any, steps: int, **timestep_options: Any) -> Linea
     if int(steps) != steps or steps < 1:
         raise FairAdapterError(f"sampler: expected 1 or more steps, found {steps}")
     scheduler = copy.deepcopy(scheduler)
-    prediction = _prediction(scheduler, name)
+    prediction = prediction_of(scheduler)
     try:
         scheduler.set_timesteps(int(steps), **timestep_options)
         timesteps = torch.as_tensor(scheduler.timesteps).detach().cpu().clone()
@@ -110,7 +113,7 @@ def linear_sampler(scheduler: Any, steps: int, **timestep_options: Any) -> Linea
     size = decay.abs() + gain.abs().sum(dim=1)
     if not (states[:, -2:] - predicted).abs().le(LINEARITY * 10 * size[:, None]).all():
         raise FairAdapterError(
-            f"{name} is not linear in the network's output{_suspects(scheduler)}; switch that off"
+            f"{name} is not linear in the network's output{_suspects(scheduler)}; {USABLE}"
         )
     return LinearSampler(
         name=name,
@@ -152,8 +155,12 @@ def _replay(
     return torch.stack(states).reshape(len(states), -1).double(), torch.stack(scales).double()
 
 
-def _prediction(scheduler: Any, name: str) -> str:
-    ladder = hasattr(scheduler, "alphas_cumprod")
+def prediction_of(scheduler: Any) -> str:
+    """What a model with this scheduler puts out: epsilon, v_prediction or flow; nothing is run.
+
+    Raises FairAdapterError for another kind of output.
+    """
+    name, ladder = type(scheduler).__name__, hasattr(scheduler, "alphas_cumprod")
     kind = getattr(scheduler.config, "prediction_type", None if ladder else "flow_prediction")
     if kind == "flow_prediction":
         return "flow"

@@ -186,6 +186,9 @@ def test_other_weights_of_the_same_kind_are_a_warning() -> None:
     assert adapter.check_base(replace(BASE, name="again")) == ()
     assert adapter.check_base(replace(BASE, hash="")) == ()
     assert "shares may differ" in adapter.check_base(replace(BASE, hash="cd" * 32))[0]
+    assert adapter.check_base(replace(BASE, widths={"unet": 32})) == ()  # a host that tells no encoders
+    with pytest.raises(FairAdapterError, match="soft tokens for clip_l, found a model with only clip_g"):
+        adapter.check_base(replace(BASE, widths={"clip_g": 8}))
 
 
 def test_layers_are_checked_against_the_model() -> None:
@@ -200,7 +203,8 @@ def test_weights_hash_is_the_same_in_half_precision() -> None:
     digest = weights_hash(one, two)
     assert digest == weights_hash(one.float(), two.float()) and len(digest) == 64
     assert digest != weights_hash(one, two + 1)
-    assert weights_hash(one.bfloat16(), two) == ""  # too coarse to tell
+    for coarse in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):  # too coarse to tell
+        assert weights_hash(one.to(coarse), two) == weights_hash(one, two.to(coarse)) == ""
 
 
 # ---- exports for stock programs

@@ -1,5 +1,6 @@
 """Configuration: defaults, files, overrides, errors; prompts and targets that follow from it."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from fair_adapter.trainer.configuration.prompts import (
     training_sets,
 )
 from fair_adapter.trainer.configuration.settings import plain
+from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
 from fair_adapter.trainer.training.targets import TargetDraw, target_space
 
 CONFIGS = Path(__file__).parents[1] / "trainer" / "configs"
@@ -45,7 +47,8 @@ def write(folder: Path, text: str) -> Path:
 def test_defaults_are_the_papers(tmp_path):
     config = load_config(write(tmp_path, ""))
     assert config.optimizer.lr == 5e-5 and config.optimizer.images == 24 and config.optimizer.ema == 0.996
-    assert config.sampling.steps == (19, 23) and config.model.guidance_scale == 7.5
+    assert config.sampling.steps == (19, 23) and config.model.guidance_scale is None
+    assert StableDiffusion.guidance_scale == 7.5
     assert config.loss.semantics == 8 and not config.loss.changed and not config.loss.changed_face
     assert config.loss.face == 1 and config.loss.confidence == 0.8 and config.adapter.rank == 50
 
@@ -87,11 +90,12 @@ def test_the_papers_experiments_have_its_weights():
         found = (loss.changed["race"], loss.changed_face["race"]) if loss.changed else None
         assert found == race and loss.encoders == ("open_clip", "dinov2"), name
         assert config.model.scheduler == "DPMSolverMultistepScheduler" and config.sampling.steps == (19, 23)
+        assert config.model.guidance_scale == 7.5 and optimizer.clip == 0, name
 
 
 def test_large_prompt_sets():
     """1,000 occupations, none of the 60 held out nor a part of their names; every prompt once."""
-    sizes = {"occupations_large": 1000, "sports_large": 165, "descriptors_large": 60, "style_context": 167}
+    sizes = {"occupations_large": 1000, "sports_large": 159, "descriptors_large": 60, "style_context": 167}
     held_out = {
         part
         for name in ("occupations_test", "occupations_validation")
@@ -109,6 +113,22 @@ def test_large_prompt_sets():
     schedule = Schedule([read_prompts(PromptSource(s)) for s in settings], [1, 1, 1, 3], 0)
     drawn = [schedule[i].prompt.set for i in range(600)]
     assert [drawn.count(s) for s in settings] == [100, 100, 100, 300]
+
+
+def test_large_prompt_sets_hold_no_kind_of_what_is_held_out():
+    """One has a held-out name as a word, or ends in it: table tennis, kickboxing."""
+    occupations = ("occupations_test", "occupations_validation")
+    sets = {
+        "occupations_large": occupations,
+        "sports_large": ("sports_test",),
+        "descriptors_large": ("descriptors_test",),
+        "style_context": (*occupations, "contexts_test"),
+    }
+    for name, held_out in sets.items():
+        names = [re.escape(p.name) for source in held_out for p in read_prompts(PromptSource(source))]
+        kind = re.compile("|".join(rf"\b{n}\b|{n}$" for n in names), re.IGNORECASE)
+        assert [p.name for p in read_prompts(PromptSource(name)) if kind.search(p.name)] == [], name
+        assert len(names) >= 4
 
 
 def test_later_settings_win(tmp_path):
@@ -179,6 +199,9 @@ def test_differences_ignore_what_a_run_may_change(tmp_path):
         load_config(write(tmp_path, ""), ["run.save_every=7", "optimizer.iterations=9", "run.output=x"])
     )
     assert differences(old, new) == []
+    added = ("without", "empty_negative")
+    before = {**old, "model": {key: value for key, value in old["model"].items() if key not in added}}
+    assert differences(before, new) == []  # recorded when there were none of these settings
     other = plain(load_config(write(tmp_path, ""), ["optimizer.lr=1"]))
     assert differences(old, other) == ["optimizer.lr: 5e-05 was, 1.0 is asked for"]
 

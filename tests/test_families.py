@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,12 +35,14 @@ from fair_adapter.shared.quiet import quiet
 from fair_adapter.shared.sampling import rollout
 from fair_adapter.shared.seeds import starting_noise
 from fair_adapter.tests.tiny_checkpoint import write_checkpoint
-from fair_adapter.tests.tiny_families import NAMES, pipeline, tiny
+from fair_adapter.tests.tiny_families import LADDER, NAMES, pipeline, tiny
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
+from fair_adapter.trainer import export
 from fair_adapter.trainer.benchmark_methods.memory import Meter
 from fair_adapter.trainer.families.base import DiffusionModel
 from fair_adapter.trainer.families.registry import families, family_of_keys, load, with_scheduler
 from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
+from fair_adapter.trainer.families.stable_diffusion_xl import StableDiffusionXL
 from fair_adapter.trainer.portrait.single_file import write_single_file
 from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig
 from fair_adapter.trainer.training.setup import compile_network, watch_hooks, weights_dtype
@@ -237,11 +247,67 @@ def test_automatic_precision_is_bfloat16_where_the_device_computes_in_it(
         assert weights_dtype("float16", "cpu") == torch.float16
 
 
-def test_model_without_t5_takes_zeros(tmp_path: Path) -> None:
-    model = tiny("sd3", t5xxl=False)
+def test_without_t5_the_text_is_that_of_the_clips_alone() -> None:
+    """As in ComfyUI; in diffusers where it is told to put no zeros after them."""
+    model, whole = tiny("sd3", t5xxl=False), tiny("sd3")
     encoded = model.encode(PROMPTS)
-    assert encoded["text"].shape == (2, 77 + 77, 48) and not encoded["text"][:, 77:].any()
-    assert [e.name for e in model.encoders] == ["clip_l", "clip_g"]
+    assert encoded["text"].shape == (2, 77, 64) and [e.name for e in model.encoders] == ["clip_l", "clip_g"]
+    assert torch.equal(encoded["text"], whole.encode(PROMPTS)["text"][:, :77])
+    stock = pipeline("sd3", t5xxl=False)
+    theirs, _, pooled, _ = stock.encode_prompt(PROMPTS, None, None, device="cpu", max_sequence_length=0)
+    assert torch.allclose(theirs, encoded["text"], atol=1e-6)
+    assert torch.allclose(pooled, encoded["pooled"], atol=1e-6)
+    assert model.generate(PROMPTS[:1], [1], 2.0, steps=1).shape == (1, 3, 64, 64)
+
+
+def test_adapters_tell_where_a_model_has_other_text_encoders() -> None:
+    less, whole = tiny("sd3", t5xxl=False), tiny("sd3")
+    adapter = exported(trained(less, AdaptationConfig(soft_tokens=3)))
+    (warning,) = adapter.check_base(whole.describe("this"))
+    assert "text encoders clip_l, clip_g, but this has clip_l, clip_g, t5xxl: shares may differ" in warning
+    with torch.no_grad(), Adaptation.from_adapter(whole, adapter) as adaptation:
+        encoded, plain = adaptation.encode(PROMPTS)["text"], whole.encode(PROMPTS)["text"]
+    assert torch.equal(encoded[:, 77:], plain[:, 77:])  # T5 has the words alone
+    assert not torch.allclose(encoded[:, :77], plain[:, :77], atol=1e-3)
+    with pytest.raises(FairAdapterError, match="tokens for t5xxl, found a model with only clip_l, clip_g;"):
+        Adaptation.from_adapter(less, exported(trained(whole)))
+
+
+def test_an_empty_negative_prompt_of_xl_may_be_zeros_as_in_diffusers() -> None:
+    """diffusers' default, A1111's and Forge's; other negative prompts are encoded, soft tokens alone too."""
+    model, stock = tiny("sdxl"), pipeline("sdxl")
+    assert isinstance(model, StableDiffusionXL)
+    encoded = model.guidance(PROMPTS[:1], 2.0).unconditional
+    assert encoded is not None and torch.equal(encoded["text"], model.encode([""])["text"])
+    facts = model.facts()
+    model.zero_empty_negative()
+    assert model.facts() == {**facts, "empty_negative": "zeros"}
+    zeros = model.guidance(PROMPTS[:1], 2.0).unconditional
+    _, text, _, pooled = stock.encode_prompt(PROMPTS[0], device="cpu", negative_prompt=None)
+    assert zeros is not None and torch.equal(zeros["text"], text) and torch.equal(zeros["pooled"], pooled)
+    assert not text.any() and not pooled.any() and encoded["pooled"].any()
+    stock.set_progress_bar_config(disable=True)
+    start = starting_noise([5], model.latent_shape)
+    options = {"guidance_scale": 2.0, "num_inference_steps": 3, "output_type": "pt"}
+    theirs = stock(PROMPTS[0], latents=start, **options).images
+    assert (theirs - model.generate(PROMPTS[:1], [5], 2.0, steps=3)).abs().max() < 1e-4
+    other = model.guidance(PROMPTS[:1], 2.0, "blurry").unconditional
+    assert other is not None and torch.equal(other["text"], model.encode(["blurry"])["text"])
+    for both in (False, True):
+        config = AdaptationConfig(soft_tokens=3, text_lora=True, rank=2, negative_tokens=both)
+        with trained(model, config) as adaptation:
+            negative = adaptation.guidance(PROMPTS, 2.0).unconditional
+        assert negative is not None and bool(negative["text"].any()) == both
+    with pytest.raises(FairAdapterError, match=r"Stable Diffusion 3, .*set model\.empty_negative=encoded"):
+        tiny("sd3").zero_empty_negative()
+
+
+def test_exported_files_say_where_they_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, told in (("sd3", True), ("sdxl", False)):
+        file = exported(trained(tiny(name))).write(tmp_path / f"{name}.safetensors")
+        assert export.main(["adapter", str(file), "--out", str(tmp_path / name)]) == 0
+        line = "work in ComfyUI and, but for the embedding, in diffusers alone"
+        assert (line in capsys.readouterr().out) == told
 
 
 def test_checkpoints_are_recognised_by_their_keys(tmp_path: Path) -> None:
@@ -253,9 +319,10 @@ def test_checkpoints_are_recognised_by_their_keys(tmp_path: Path) -> None:
     assert {kind.architecture for kind in families()} == {"sd1", "sd2", "sdxl", "sd3"}
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
     save_file({"model.diffusion_model.joint_blocks.x": torch.zeros(1)}, tmp_path / "bare.safetensors")
-    for name in ("lora", "bare"):  # SD 3.5 also comes without its text encoders
-        with pytest.raises(FairAdapterError, match=r"text encoders included.*not a LoRA or a bare network"):
-            load(tmp_path / f"{name}.safetensors")
+    with pytest.raises(FairAdapterError, match=r"text encoders included.*not a LoRA or a bare network"):
+        load(tmp_path / "lora.safetensors")
+    with pytest.raises(FairAdapterError, match=r"without its text encoders; set model\.config"):
+        load(tmp_path / "bare.safetensors")  # as Stability AI publishes SD 3 and 3.5
     with pytest.raises(FairAdapterError, match=r"predicts the noise .* or v .*; set model\.config"):
         load(tmp_path / "sd2.safetensors")
 
@@ -340,6 +407,40 @@ def test_schedulers_can_be_replaced_and_unknown_or_random_ones_are_refused() -> 
 
 
 @pytest.mark.parametrize(
+    "own",
+    [
+        EulerAncestralDiscreteScheduler(**LADDER, timestep_spacing="trailing"),  # sdxl-turbo's
+        DDIMScheduler(**LADDER, clip_sample=True),
+        DDIMScheduler(**LADDER, clip_sample=False, thresholding=True),
+        DPMSolverMultistepScheduler(**LADDER, algorithm_type="sde-dpmsolver++"),
+        DDPMScheduler(**LADDER),
+        LCMScheduler(**LADDER),
+    ],
+    ids=lambda own: type(own).__name__,
+)
+def test_a_model_whose_own_scheduler_is_of_no_use_takes_another(own: Any) -> None:
+    model = tiny("sd1")
+    model.scheduler = own
+    with pytest.raises(FairAdapterError, match=r"set model\.scheduler \(--scheduler\) to DDIMScheduler,"):
+        model.sampler(4)
+    for name in ("DDIM", "EulerDiscrete", "DPMSolverMultistep", "UniPCMultistep"):
+        model.scheduler = own
+        with_scheduler(model, f"{name}Scheduler")
+        sampler = model.sampler(4)
+        assert (sampler.name, sampler.prediction) == (f"{name}Scheduler", "epsilon")
+        assert torch.equal(model.scheduler.alphas_cumprod, own.alphas_cumprod)
+
+
+def test_a_flow_model_whose_own_scheduler_draws_noise_takes_another() -> None:
+    model = tiny("sd3")
+    model.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)
+    with pytest.raises(FairAdapterError, match=r"stochastic_sampling=True.*set model\.scheduler"):
+        model.sampler(4)
+    with_scheduler(model, "FlowMatchEulerDiscreteScheduler")
+    assert model.sampler(4).prediction == "flow" and model.scheduler.config["shift"] == 3.0
+
+
+@pytest.mark.parametrize(
     ("family", "name", "reason"),
     [
         ("sd1", "EulerAncestralDiscreteScheduler", "draws random noise"),
@@ -402,6 +503,22 @@ def test_the_papers_encoding_is_as_long_as_the_prompt_and_masked() -> None:
     with trained(model) as adaptation:
         tokens = adaptation.guidance(PROMPTS[:1], 7.5)
     assert tokens.conditional["text"].shape == (1, words + 3, 16)
+
+
+def test_the_papers_encoding_cuts_no_negative_prompt() -> None:
+    model = tiny("sd1", torch.float64)
+    assert isinstance(model, StableDiffusion)
+    model.paper_encoding = True
+    ids = torch.tensor(model.tokenizer(["blurry, ugly, " * 8]).input_ids)
+    guidance = model.guidance(["a nurse"], 7.5, "blurry, ugly, " * 8)
+    assert guidance.unconditional is not None and 20 < ids.shape[1] < 77
+    assert torch.allclose(guidance.unconditional["text"], model.text_encoder(ids).last_hidden_state)
+    assert guidance.conditional["text"].shape == guidance.unconditional["text"].shape
+    for both, length in ((False, ids.shape[1]), (True, ids.shape[1] + 3)):
+        config = AdaptationConfig(soft_tokens=3, negative_tokens=both)
+        with trained(model, config) as adaptation:
+            found = adaptation.guidance(["a nurse"], 7.5, negative="blurry, ugly, " * 8)
+        assert found.conditional["text"].shape == (1, length, 16)
 
 
 def test_checkpointing_changes_no_gradient() -> None:

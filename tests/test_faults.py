@@ -264,6 +264,21 @@ def test_nan_in_one_process_skips_in_all_and_a_killed_one_is_told_and_resumed(mo
 # ---- families
 
 
+def test_an_unsuitable_mode_is_refused_before_the_work_and_the_usual_scale_is_the_familys(tmp_path):
+    pipeline("sd3").save_pretrained(tmp_path / "pipeline")
+    path = write(tmp_path, tmp_path / "pipeline")
+    with pytest.raises(FairAdapterError, match=r"needs an epsilon model, .*set sampling\.mode=exact"):
+        prepare(load_config(path, ["sampling.mode=official"]), Processes("cpu", 4))
+    settings = ["model={guidance_scale: null, without: [t5xxl]}", "loss.semantics=0"]
+    training = prepare(load_config(path, settings), Processes("cpu", 4))
+    training.adaptation.detach()
+    assert training.guidance_scale == 4.5 and training.model.guidance_scale == 4.5
+    info = setup.adapter_info(training, 0)
+    assert info.configuration["guidance_scale"] == 4.5
+    assert info.configuration["model"]["empty_negative"] == "encoded"
+    assert info.base.encoders == ("clip_l", "clip_g") and info.configuration["model"]["without"] == ["t5xxl"]
+
+
 @pytest.mark.parametrize("name", ["sd2 v", "sdxl", "sd3"])
 def test_every_family_trains_resumes_bitwise_and_reloads(name, tmp_path):
     pipeline(name).save_pretrained(tmp_path / "pipeline")

@@ -48,16 +48,16 @@ def run(config: Config, command: str) -> int:
 
     began, asked = time.perf_counter(), config.evaluation
     prompts = evenly(read_prompts(PromptSource(asked.prompts)), asked.limit)
-    scale = guidance_scale(config.model.guidance_scale, config.model.path)
     cache = None if config.references.cache is None else Path(config.references.cache)
     instruments = Instruments(config.faces.classifier, detector=config.faces.detector, cache=cache)
     folder = model_folder(config.model.path)
-    plan = Plan(asked.images, asked.steps, scale, config.model.negative, config.sampling.network_batch)
 
     print(
         f"1 of 3: how skewed is the {folder.name} model on {len(prompts)} occupations it was not trained on?"
     )
     bench = Bench(folder, instruments, Processes(config.run.device).device, config=config.model)
+    scale = guidance_scale(config.model.guidance_scale, config.model.path, bench.model.guidance_scale)
+    plan = Plan(asked.images, asked.steps, scale, config.model.negative, config.sampling.network_batch)
     target = bench.observer.target(config.target.text)
     original = bench.original(prompts, plan, target)
 

@@ -115,9 +115,10 @@ def open_bench(options: argparse.Namespace, model: str, *adapters: FairnessAdapt
 
 def _model(options: argparse.Namespace, path: str) -> ModelConfig:
     """A base model, as training takes it."""
-    names = ("variant", "scheduler", "size", "encoding")
+    names = ("variant", "scheduler", "size", "encoding", "empty_negative")
     return ModelConfig(
         path=path,
+        without=tuple(options.without),
         config=options.model_config,
         negative=options.negative,
         dtype=options.dtype or ("float32" if options.device == "cpu" else "auto"),
@@ -203,9 +204,16 @@ def parser(help: bool = True) -> argparse.ArgumentParser:
     add("--model", default="portrait", help="diffusers folder, .safetensors checkpoint or hub id (portrait)")
     add("--model-config", help="folder or hub id that describes a checkpoint")
     add("--variant", help="of the files in a folder, such as fp16")
+    add("--without", nargs="*", default=[], help="text encoders that are left out, such as t5xxl of SD 3")
     add("--scheduler", help="of diffusers (the model's own)")
     add("--size", type=int, help="of the pictures in px (the model's own)")
     add("--encoding", choices=("host", "paper"), default="host", help="of the prompts (host)")
+    add(
+        "--empty-negative",
+        choices=("encoded", "zeros"),
+        default="encoded",
+        help="an empty negative prompt of SDXL (encoded, as by ComfyUI; zeros as in A1111 and Forge)",
+    )
     add("--adapter", type=Path, help="fairness adapter; without one only the base model is measured")
     add("--target", help="target for the adapter, such as gender=75/25 (default: the adapter's)")
     if help:  # a comparison is of several adapters
@@ -254,8 +262,9 @@ def with_config(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> ar
         return options
     config = load_config(options.config)
     model, asked = config.model, config.evaluation
+    names = ("variant", "without", "scheduler", "size", "encoding", "empty_negative", "negative")
     parser.set_defaults(
-        **{name: getattr(model, name) for name in ("variant", "scheduler", "size", "encoding", "negative")},
+        **{name: getattr(model, name) for name in names},
         model=model.path,
         model_config=model.config,
         dtype=model.dtype,

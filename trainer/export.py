@@ -1,7 +1,8 @@
 """Converts what the trainer makes, and the authors' released adapters, into files that other programs load.
 
 python trainer/export.py adapter FILE [--target gender=50/50] [--name NAME] [--out DIR]
-    a kohya LoRA and a textual-inversion embedding at one target, for any host's stock loaders
+    a kohya LoRA and a textual-inversion embedding at one target, for any host's stock loaders (Stable
+    Diffusion 3: for those of ComfyUI and, but for the embedding, diffusers alone)
 python trainer/export.py official FILE_OR_FOLDER ... --target gender=50/50 --out adapter.safetensors
     the official release's .pth files as a fairness adapter
 python trainer/export.py portrait [--out portrait.safetensors]
@@ -22,7 +23,7 @@ if "fair_adapter" not in sys.modules:  # the repository root under its one impor
     sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 from fair_adapter.shared.adapter import FairnessAdapter
-from fair_adapter.shared.adapter_export import export_adapter
+from fair_adapter.shared.adapter_export import export_adapter, hosts_note
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer.families.stable_diffusion import PORTRAIT
 from fair_adapter.trainer.official import import_official
@@ -37,7 +38,8 @@ def export_at_target(options: argparse.Namespace) -> list[str]:
         adapter, options.target, name, options.out, options.out, options.strength, options.overwrite
     )
     paths = [path for path in (written.lora, written.embedding) if path is not None]
-    return [*(f"warning: {text}" for text in written.weights.warnings), *(f"wrote {path}" for path in paths)]
+    warnings = (*written.weights.warnings, *hosts_note(adapter))
+    return [*(f"warning: {text}" for text in warnings), *(f"wrote {path}" for path in paths)]
 
 
 def convert_official(options: argparse.Namespace) -> list[str]:

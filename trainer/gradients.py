@@ -203,7 +203,8 @@ def plot(report: dict[str, Any]) -> bytes:
 def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
     model = StableDiffusion.load(options.model)
     prompts = [p.text for p in read_prompts(PromptSource("occupations_train"))]
-    scale = guidance_scale(None, "portrait" if options.model == PORTRAIT else str(options.model))
+    path = "portrait" if options.model == PORTRAIT else str(options.model)
+    scale = guidance_scale(None, path, model.guidance_scale)
     bench = Bench(model, load_encoders(("embedded",)), prompts, scale, options.steps, options.rank)
     sizes: dict[Gradient, list[np.ndarray]] = {mode: [] for mode in TITLES}
     with Progress("sizes, runs", options.runs) as progress:

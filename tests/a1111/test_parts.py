@@ -1,12 +1,14 @@
 """The extension's logic without a host: arguments, prompts, parameters, records, HTML, routes."""
 
 import base64
+import importlib
 import json
 import os
 import sqlite3
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +28,7 @@ from fair_adapter.a1111_extension.request import (
     read_request,
     with_changes,
 )
-from fair_adapter.a1111_extension.service import FairService
+from fair_adapter.a1111_extension.service import FairService, check_base
 from fair_adapter.shared.attributes import RACE, TargetDistribution
 from fair_adapter.shared.bars import Bar, FaceBars
 from fair_adapter.shared.errors import FairAdapterError
@@ -355,3 +357,26 @@ def test_advice_names_what_does_not_fit(service: FairService) -> None:
     other = replace(base, architecture="sdxl", name="<big>")
     page = service.advice("tiny.safetensors", "", other)
     assert "fair-error" in page and "&lt;big&gt;" in page
+
+
+def test_stable_diffusion_3_is_recognised_and_refused(
+    service: FairService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    webui = ModuleType("modules")
+    for name in ("devices", "extra_networks", "paths", "sd_samplers_common", "shared"):
+        setattr(webui, name, SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "modules", webui)
+    place = "fair_adapter.a1111_extension.host"
+    monkeypatch.delitem(sys.modules, place, raising=False)
+    host = importlib.import_module(place)
+    monkeypatch.delitem(sys.modules, place)
+    flags = {"is_sd1": False, "is_sd2": False, "is_sdxl": False, "is_sd3": True}
+    checkpoint = SimpleNamespace(name_for_extra="sd3.5_medium")
+    base = host.describe_model(SimpleNamespace(**flags, sd_checkpoint_info=checkpoint))
+    assert (base.name, base.architecture) == ("sd3.5_medium", "sd3")
+    adapter = make_adapter()
+    for ours, loaded in ((adapter.info.base, base), (base, adapter.info.base), (base, base)):
+        with pytest.raises(FairAdapterError, match="Stable Diffusion 3 work in ComfyUI and diffusers alone"):
+            check_base(make_adapter(base=ours), loaded)
+    assert "ComfyUI and diffusers alone" in service.advice("tiny.safetensors", "", base)
+    assert check_base(adapter, adapter.info.base) == ()

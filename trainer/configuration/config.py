@@ -1,4 +1,5 @@
-"""Configuration of training; the defaults are the paper's (Shen et al., ICLR 2024).
+"""Configuration of training; the defaults are those of the paper (Shen et al., ICLR 2024), but for
+`optimizer.clip`: the authors' release does not clip, nor do the presets of the paper's experiments.
 
     python trainer/train.py trainer/configs/joint.yaml optimizer.lr=1e-4 run.output=runs/mine
 
@@ -47,11 +48,16 @@ class ModelConfig:
         None, "folder or hub id that describes a checkpoint; null: its family's on the hub"
     )
     variant: str | None = option(None, "of the files in a folder, such as fp16")
+    without: tuple[str, ...] = option(
+        (), "text encoders that are left out to save memory: t5xxl of Stable Diffusion 3, 9.5 GB in bfloat16"
+    )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
         "float32",
         "of the frozen weights, what is trained stays float32; auto: bfloat16 if the device computes in it",
     )
-    guidance_scale: float | None = option(7.5, "null: the one on the portrait model's card", least=1)
+    guidance_scale: float | None = option(
+        None, "null: on the portrait model's card, or what is usual for the family", least=1
+    )
     scheduler: str | None = option(
         None, "of diffusers, such as DPMSolverMultistepScheduler; null: the model's own"
     )
@@ -60,6 +66,11 @@ class ModelConfig:
         "host", "host: 77 positions, no mask; paper: as long as the prompt, masked (1.x and 2.x alone)"
     )
     negative: str = option("", "prompt of the unconditional branch")
+    # "encoded" is ComfyUI's, and every host's as soon as something stands in the negative prompt, which is
+    # usual; "zeros" is for adapters for A1111 and Forge that are used with an empty one.
+    empty_negative: Literal["encoded", "zeros"] = option(
+        "encoded", "an empty negative prompt of SDXL: encoded as by ComfyUI, zeros as in A1111 and Forge"
+    )
     compile: bool = option(False, "torch.compile the U-Net: about twice as fast after a minute or two")
 
 

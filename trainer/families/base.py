@@ -10,6 +10,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -112,7 +113,9 @@ class DiffusionModel(ImageModel):
     architecture: as adapter files call it.  title: for people.  guidance_scale: usual for the family.
     pipelines: diffusers classes that a model_index.json may name.
     marks: beginnings of keys that, together, only this family's complete single-file checkpoints have.
+    network_marks: of those without the text encoders, where `from_network_file` reads such files.
     file_needs_config: what such a file leaves open, where it does.
+    optional: text encoders that a model can do without, and what diffusers calls the parts of each.
     """
 
     architecture: ClassVar[str]
@@ -120,8 +123,10 @@ class DiffusionModel(ImageModel):
     guidance_scale: ClassVar[float]
     pipelines: ClassVar[tuple[str, ...]]
     marks: ClassVar[tuple[str, ...]]
+    network_marks: ClassVar[tuple[str, ...]] = ()
     load_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     file_needs_config: ClassVar[str] = ""
+    optional: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
 
     vae: Any
     scheduler: Any
@@ -149,6 +154,17 @@ class DiffusionModel(ImageModel):
     @classmethod
     def finish_file(cls, pipeline: Any, keys: frozenset[str]) -> None:
         """Set what diffusers does not read off the keys of a single-file checkpoint."""
+
+    @classmethod
+    def from_network_file(
+        cls, path: Path, keys: frozenset[str], config: str, left_out: Mapping[str, None], **options: Any
+    ) -> Any:
+        """The pipeline of a file that has `network_marks`.
+
+        config: folder or hub id that what the file lacks comes from.  left_out: parts that are not wanted.
+        options: of diffusers' loaders.
+        """
+        raise NotImplementedError
 
     @property
     @abstractmethod
@@ -188,6 +204,20 @@ class DiffusionModel(ImageModel):
 
     # ---- what follows from it
 
+    @classmethod
+    def leave_out(cls, encoders: Sequence[str]) -> dict[str, None]:
+        """Options of diffusers' loaders for a model without these text encoders.
+
+        Raises FairAdapterError for one that the family needs or does not have.
+        """
+        for name in encoders:
+            if name not in cls.optional:
+                raise FairAdapterError(
+                    f"model.without: expected {' or '.join(cls.optional) or 'nothing'} for {cls.title}, "
+                    f"found {name}; take it out of the list"
+                )
+        return dict.fromkeys(part for name in encoders for part in cls.optional[name])
+
     def describe(self, name: str) -> BaseModel:
         """What an adapter file says about the model that it was trained on."""
         hashed = self.hash or weights_hash(*self.ends)
@@ -219,12 +249,36 @@ class DiffusionModel(ImageModel):
         return layers
 
     def text_length(self, prompts: Sequence[str], tokens: int = 0) -> int | None:
-        """Positions of these prompts and of what they are guided away from; None is the encoders' own."""
+        """Positions that these prompts take after soft tokens; None is the encoders' own number."""
         return None
 
+    def common_length(
+        self, prompts: Sequence[str], negative: str, tokens: int = 0, negative_tokens: int = 0
+    ) -> int | None:
+        """Positions that prompts and what they are guided away from have in common; neither is cut for it."""
+        lengths = self.text_length(prompts, tokens), self.text_length([negative], negative_tokens)
+        return max((length for length in lengths if length is not None), default=None)
+
+    def encode_negative(
+        self, prompts: Sequence[str], soft: Soft | None = None, length: int | None = None
+    ) -> Conditioning:
+        """As `encode`, of prompts that pictures are guided away from."""
+        return self.encode(prompts, soft, length)
+
+    def zero_empty_negative(self) -> None:
+        """From now on put zeros in the place of an empty negative prompt.
+
+        Raises FairAdapterError for a family whose hosts encode it.
+        """
+        raise FairAdapterError(
+            f"model.empty_negative: expected encoded for {self.title}, whose hosts know nothing else, found "
+            "zeros; set model.empty_negative=encoded"
+        )
+
     def guidance(self, prompts: Sequence[str], scale: float, negative: str = "") -> Guidance:
-        length = self.text_length(prompts)
-        return Guidance(self.encode(prompts, None, length), self.encode([negative], None, length), scale)
+        length = self.common_length(prompts, negative)
+        unconditional = self.encode_negative([negative], None, length)
+        return Guidance(self.encode(prompts, None, length), unconditional, scale)
 
     def decode(self, latents: Tensor) -> Tensor:
         config = self.vae.config

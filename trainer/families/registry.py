@@ -12,6 +12,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,14 @@ from safetensors import SafetensorError, safe_open
 from ...shared.adapter_info import weights_hash
 from ...shared.errors import FairAdapterError
 from ...shared.quiet import quiet
+from ...shared.schedulers import prediction_of
 from ..configuration.settings import unknown
 from .base import DiffusionModel
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+SCALED = ("scaled_fp8", "scale_weight", "weight_scale", "scale_input", "input_scale")  # ends of keys
+LINEAR = {"clip_sample": False, "thresholding": False, "stochastic_sampling": False}  # what samplers must be
 PROBE = 4  # steps by which a scheduler shows what it is
 NETWORK_CHANNELS = (4, 16)  # of the latents; others also take a mask or a picture
 
@@ -51,17 +55,19 @@ def load(
     dtype: torch.dtype = torch.float32,
     config: str | None = None,
     variant: str | None = None,
+    without: Sequence[str] | None = None,
 ) -> DiffusionModel:
     """A base model, frozen and in evaluation mode.
 
     source: diffusers folder, .safetensors checkpoint, or hub id (which needs the network once).
     config: diffusers folder or hub id that describes a checkpoint; None is the hub's for its family.
     variant: such as "fp16", for folders that name their files so.
+    without: text encoders that are left out, of those that the family can do without.
     Raises FairAdapterError for what is missing, broken, of no known family, or unreachable.
     """
     coarse = dtype == torch.bfloat16  # which model it is shows in finer weights alone
     with quiet():
-        model = _load(source, torch.float16 if coarse else dtype, config, variant)
+        model = _load(source, torch.float16 if coarse else dtype, config, variant, without or ())
         if coarse:
             model.hash = weights_hash(*model.ends)
             for part in model.parts().values():
@@ -69,17 +75,22 @@ def load(
     return model.to(device)
 
 
-def _load(source: Path | str, dtype: torch.dtype, config: str | None, variant: str | None) -> DiffusionModel:
+def _load(
+    source: Path | str, dtype: torch.dtype, config: str | None, variant: str | None, without: Sequence[str]
+) -> DiffusionModel:
     path, name = Path(source), Path(source).as_posix()
     if path.is_file():
-        pipeline, kinds = _from_file(path, dtype, config)
+        pipeline, kinds = _from_file(path, dtype, config, without)
     elif path.is_dir() and not (path / "model_index.json").is_file():
         raise FairAdapterError(
             f"{path}: expected a diffusers folder with model_index.json, found none; for the embedded model "
             "restore shared/portrait with git"
         )
+    elif path.suffix.lower() in (".safetensors", *PICKLES):  # a hub id has another end
+        raise FairAdapterError(f"{source}: expected a checkpoint, found no such file; check model.path")
     elif path.is_dir() or HUB_ID.fullmatch(name):
-        pipeline, kinds = _from_folder(str(path) if path.is_dir() else name, path.is_dir(), dtype, variant)
+        place = str(path) if path.is_dir() else name
+        pipeline, kinds = _from_folder(place, path.is_dir(), dtype, variant, without)
     else:
         raise FairAdapterError(
             f"{source}: expected a diffusers folder, a .safetensors checkpoint or a hub id such as "
@@ -98,7 +109,7 @@ def _load(source: Path | str, dtype: torch.dtype, config: str | None, variant: s
 
 
 def _from_folder(
-    name: str, local: bool, dtype: torch.dtype, variant: str | None
+    name: str, local: bool, dtype: torch.dtype, variant: str | None, without: Sequence[str]
 ) -> tuple[Any, list[type[DiffusionModel]]]:
     try:
         index: Any = diffusers.DiffusionPipeline.load_config(name, local_files_only=local)
@@ -107,9 +118,9 @@ def _from_folder(
         if not kinds:
             known = ", ".join(dict.fromkeys(p for kind in families() for p in kind.pipelines))
             raise FairAdapterError(f"{name}: expected a pipeline of {_titles()} ({known}), found {pipeline}")
-        loader = getattr(diffusers, pipeline)
-        loaded = loader.from_pretrained(
-            name, dtype=dtype, variant=variant, local_files_only=local, **kinds[0].load_options
+        options = {**kinds[0].load_options, **kinds[0].leave_out(without)}
+        loaded = getattr(diffusers, pipeline).from_pretrained(
+            name, dtype=dtype, variant=variant, local_files_only=local, **options
         )
     except FairAdapterError:
         raise
@@ -126,33 +137,44 @@ def _from_folder(
     return loaded, kinds
 
 
-def _from_file(path: Path, dtype: torch.dtype, config: str | None) -> tuple[Any, list[type[DiffusionModel]]]:
+def _from_file(
+    path: Path, dtype: torch.dtype, config: str | None, without: Sequence[str]
+) -> tuple[Any, list[type[DiffusionModel]]]:
     if path.suffix.lower() in PICKLES:
         raise FairAdapterError(
             f"{path}: expected a .safetensors checkpoint, found a pickle, which can run code; convert it"
         )
     keys = _keys(path)
+    if any(key.endswith(SCALED) for key in keys):
+        raise FairAdapterError(
+            f"{path}: expected weights in float16, bfloat16 or float32, found scaled float8, which diffusers "
+            "would read without the scales; download the model in float16 or bfloat16"
+        )
     kind = family_of_keys(keys, path)
+    whole, left_out = _has(keys, kind.marks), kind.leave_out(without)
+    if config is None and not whole:
+        raise FairAdapterError(
+            f"{path}: a {kind.title} checkpoint without its text encoders; set model.config to a diffusers "
+            "folder or hub id of the model that it was made from, which they are taken from"
+        )
     if config is None and kind.file_needs_config:
         raise FairAdapterError(
             f"{path}: a {kind.title} checkpoint does not say {kind.file_needs_config}; set model.config to a "
             "diffusers folder or hub id of the model that it was made from"
         )
+    options = {"dtype": dtype, "local_files_only": config is not None and Path(config).is_dir()}
     try:
-        loaded = getattr(diffusers, kind.pipelines[0]).from_single_file(
-            str(path),
-            torch_dtype=dtype,
-            config=config,
-            local_files_only=config is not None and Path(config).is_dir(),
-            **kind.load_options,
-            **kind.file_options(keys),
-        )
+        if config is not None and not whole:
+            return kind.from_network_file(path, keys, config, left_out, **options), [kind]
+        loader = getattr(diffusers, kind.pipelines[0])
+        options |= {**kind.load_options, **kind.file_options(keys), **left_out}
+        loaded = loader.from_single_file(str(path), config=config, **options)
         kind.finish_file(loaded, keys)
     except Exception as error:  # diffusers, hub clients and tokenizers raise dozens of kinds
         raise FairAdapterError(
-            f"{path}: expected a {kind.title} checkpoint that loads, found {_line(error)}; its configuration "
-            "and tokenizer come from the hub: go online once, or set model.config to a diffusers folder of "
-            "its family"
+            f"{path}: expected a {kind.title} checkpoint that loads, found {_line(error)}; what it lacks "
+            "(configuration, tokenizer, in some files the text encoders) comes from the hub: go online once, "
+            "or set model.config to a diffusers folder of its family"
         ) from error
     return loaded, [kind]
 
@@ -169,20 +191,26 @@ def _keys(path: Path) -> frozenset[str]:
 
 def family_of_keys(keys: frozenset[str], path: Path) -> type[DiffusionModel]:
     """The family of a single-file checkpoint by its keys. Raises FairAdapterError if it has none."""
-    for kind in families():
-        if all(any(key.startswith(mark) for key in keys) for mark in kind.marks):
-            return kind
+    whole = [kind for kind in families() if _has(keys, kind.marks)]
+    found = whole or [kind for kind in families() if _has(keys, kind.network_marks)]
+    if found:
+        return found[0]
     raise FairAdapterError(
         f"{path}: expected a complete checkpoint of {_titles()}, text encoders included, found none of their "
         "keys; choose a checkpoint, not a LoRA or a bare network"
     )
 
 
-def with_scheduler(model: DiffusionModel, name: str) -> None:
-    """Replace the scheduler by another of diffusers, on the same noise schedule.
+def _has(keys: frozenset[str], marks: tuple[str, ...]) -> bool:
+    return bool(marks) and all(any(key.startswith(mark) for key in keys) for mark in marks)
 
-    Raises FairAdapterError, and leaves the model as it is, for a name that diffusers does not have, for a
-    scheduler that draws noise or is not linear, and for one that would read the network's output wrongly.
+
+def with_scheduler(model: DiffusionModel, name: str) -> None:
+    """Replace the scheduler by another of diffusers, on the same noise schedule, without noise and clipping.
+
+    The model's own need not be one that can be used. Raises FairAdapterError, and leaves the model as it is,
+    for a name that diffusers does not have, for a scheduler that draws noise or is not linear, and for one
+    that would read the network's output wrongly.
     """
     known = sorted(n for n in dir(diffusers) if n.endswith("Scheduler"))
     if name not in known:
@@ -190,8 +218,10 @@ def with_scheduler(model: DiffusionModel, name: str) -> None:
     kind: Any = getattr(diffusers, name)
     unset = model.scheduler.config.get("_use_default_values", ())  # defaults of the old one, not the model's
     config = {key: value for key, value in model.scheduler.config.items() if key not in unset}
-    config = {"clip_sample": False, **config}  # clipping latents is no sampler's idea of SD
-    prediction = model.sampler(PROBE).prediction
+    config |= LINEAR
+    if "algorithm_type" in config:
+        config["algorithm_type"] = config["algorithm_type"].removeprefix("sde-")
+    prediction = prediction_of(model.scheduler)
     if prediction == "flow":
         config |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
         config["flow_shift"] = config.get("shift", 1.0)
@@ -204,9 +234,10 @@ def with_scheduler(model: DiffusionModel, name: str) -> None:
             raise FairAdapterError(f"{name} would read {prediction} as {found}")
     except Exception as error:  # a scheduler of another kind of model fails in its own way
         model.scheduler, model.other_scheduler = before
+        reason = str(error) if isinstance(error, FairAdapterError) else _line(error)
         raise FairAdapterError(
-            f"model.scheduler: expected one of diffusers' that fits this model: {_line(error)}; or leave it "
-            "out for the model's own"
+            f"model.scheduler: expected one of diffusers' that fits this model: {reason}; or leave it out "
+            "for the model's own"
         ) from error
 
 

@@ -35,7 +35,8 @@ class StableDiffusion(DiffusionModel):
     """Stable Diffusion 1.x.
 
     paper_encoding: prompts padded to their own length and masked, the negative one to the same length, as the
-    authors' release does it; the hosts pad to 77 and mask nothing.
+    authors' release does it (a longer negative one, which the release never has, is not cut: it sets the
+    length); the hosts pad to 77 and mask nothing.
     """
 
     architecture = "sd1"
@@ -43,7 +44,9 @@ class StableDiffusion(DiffusionModel):
     guidance_scale = 7.5
     pipelines = ("StableDiffusionPipeline",)
     marks = ("cond_stage_model.transformer.",)
-    load_options = MappingProxyType({"safety_checker": None, "requires_safety_checker": False})
+    load_options = MappingProxyType(  # the last is of a class that transformers has no more, in old folders
+        {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None}
+    )
     encoder_name = "clip_l"
 
     tokenizer: CLIPTokenizer

@@ -1,7 +1,10 @@
 """Stable Diffusion 3 and 3.5: flow matching, a transformer over image and text, two CLIP encoders and T5.
 
-Text is what the hosts make of it: the CLIPs' last but one hidden states side by side, padded to T5's width,
-then T5's 77 positions, nothing masked. A model without T5 (`text_encoder_3` null) gets zeros there.
+Text is what ComfyUI makes of it, where SD 3 is used most: the CLIPs' last but one hidden states side by side,
+padded to T5's width, then T5's 77 positions, nothing masked. diffusers does the same where it is told
+`max_sequence_length=77` (its own number and Forge's is 256). ComfyUI gives T5 more positions for a prompt of
+more than 77 tokens, which is cut here. A model without T5 (`text_encoder_3` null, `model.without`) has the
+CLIPs' 77 positions alone, as in ComfyUI; A1111 puts 77 positions of zeros after them, diffusers 256.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
@@ -10,12 +13,14 @@ then T5's 77 positions, nothing masked. A model without T5 (`text_encoder_3` nul
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel
+from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
@@ -28,7 +33,7 @@ from ...shared.soft_prompt import prompt_ids, spliced
 from .base import DiffusionModel, Soft, TextEncoder
 from .stable_diffusion_xl import clip_output
 
-T5_LENGTH = 77  # positions; hosts take more for longer prompts
+T5_LENGTH = 77  # positions
 ATTENTION = re.compile(r"transformer_blocks\.\d+\.attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")
 
 
@@ -41,6 +46,8 @@ class StableDiffusion3(DiffusionModel):
     guidance_scale = 4.5
     pipelines = ("StableDiffusion3Pipeline",)
     marks = ("model.diffusion_model.joint_blocks.", "text_encoders.clip_l.")
+    network_marks = ("model.diffusion_model.joint_blocks.",)
+    optional = MappingProxyType({"t5xxl": ("text_encoder_3", "tokenizer_3")})
 
     tokenizer: CLIPTokenizer
     tokenizer_2: CLIPTokenizer
@@ -71,7 +78,27 @@ class StableDiffusion3(DiffusionModel):
         """Files without T5 are usual."""
         if any(key.startswith("text_encoders.t5xxl.") for key in keys):
             return {}
-        return {"text_encoder_3": None, "tokenizer_3": None}
+        return {**cls.leave_out(["t5xxl"])}
+
+    @classmethod
+    def finish_file(cls, pipeline: Any, keys: frozenset[str]) -> None:
+        """T5 looks tokens up in a table that files have under the name of the table it is tied to."""
+        if pipeline.text_encoder_3 is not None:
+            pipeline.text_encoder_3.tie_weights()
+
+    @classmethod
+    def from_network_file(
+        cls, path: Path, keys: frozenset[str], config: str, left_out: Mapping[str, None], **options: Any
+    ) -> Any:
+        """The transformer, and the VAE if it is there: how Stability AI publishes SD 3 and 3.5."""
+        kinds: dict[str, Any] = {"transformer": SD3Transformer2DModel}
+        if any(key.startswith("first_stage_model.") for key in keys):
+            kinds["vae"] = AutoencoderKL
+        own = {
+            name: kind.from_single_file(str(path), config=config, subfolder=name, **options)
+            for name, kind in kinds.items()
+        }
+        return StableDiffusion3Pipeline.from_pretrained(config, **own, **left_out, **options)
 
     def to(self, device: torch.device | str) -> StableDiffusion3:
         """As for every model; the VAE in float32 where float16 would overflow in it."""
@@ -115,24 +142,23 @@ class StableDiffusion3(DiffusionModel):
     def encode(
         self, prompts: Sequence[str], soft: Soft | None = None, length: int | None = None
     ) -> Conditioning:
-        """{"text": (N, 77 + 77, 4096), "pooled": (N, 768 + 1280)}."""
-        outputs = [clip_output(encoder, prompts, soft, self.device) for encoder in self.encoders[:2]]
+        """{"text": (N, 77 + 77, 4096), (N, 77, 4096) without T5, "pooled": (N, 768 + 1280)}."""
+        clips, rest = self.encoders[:2], self.encoders[2:]
+        outputs = [clip_output(encoder, prompts, soft, self.device) for encoder in clips]
         hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        words = self._encode_t5(prompts, soft, hidden)
-        hidden = functional.pad(hidden, (0, words.shape[-1] - hidden.shape[-1]))
+        width = self.transformer.config["joint_attention_dim"]
+        text = [functional.pad(hidden, (0, width - hidden.shape[-1]))]
+        text += [self._encode_t5(encoder, prompts, soft).to(hidden) for encoder in rest]
         pooled = torch.cat([output[0] for output in outputs], dim=-1)
-        return {"text": torch.cat([hidden, words], dim=1), "pooled": pooled}
+        return {"text": torch.cat(text, dim=1), "pooled": pooled}
 
-    def _encode_t5(self, prompts: Sequence[str], soft: Soft | None, like: Tensor) -> Tensor:
-        """(N, 77, 4096) in the dtype of `like`."""
-        if self.text_encoder_3 is None:
-            return like.new_zeros(len(prompts), T5_LENGTH, self.transformer.config["joint_attention_dim"])
-        encoder = self.encoders[2]
-        rows = None if soft is None else soft[encoder.name]
+    def _encode_t5(self, encoder: TextEncoder, prompts: Sequence[str], soft: Soft | None) -> Tensor:
+        """(N, 77, 4096)."""
+        rows = None if soft is None else soft.get(encoder.name)
         count = 0 if rows is None else len(rows)
         ids = prompt_ids(encoder.tokenizer, prompts, count, encoder.length, encoder.first)
         with spliced(encoder.module, rows, encoder.first):
-            return encoder.module(ids.to(self.device))[0].to(like)
+            return encoder.module(ids.to(self.device))[0]
 
     def denoise(self, inputs: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The transformer's velocity (B, 16, h, w)."""

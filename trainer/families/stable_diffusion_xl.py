@@ -25,7 +25,11 @@ from .base import LATENT_FACTOR, DiffusionModel, Soft, TextEncoder
 
 @dataclass
 class StableDiffusionXL(DiffusionModel):
-    """Stable Diffusion XL base. An empty negative prompt is encoded as the hosts encode it, not zeroed."""
+    """Stable Diffusion XL base.
+
+    zero_negative: zeros for text and pooled embedding of an empty negative prompt, as A1111, Forge and, where
+    it is None, diffusers have it; ComfyUI encodes it like any other prompt.
+    """
 
     architecture = "sdxl"
     title = "Stable Diffusion XL"
@@ -40,6 +44,7 @@ class StableDiffusionXL(DiffusionModel):
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     scheduler: Any
+    zero_negative: bool = False
 
     @classmethod
     def from_pipeline(cls, pipeline: Any) -> StableDiffusionXL:
@@ -87,8 +92,23 @@ class StableDiffusionXL(DiffusionModel):
             TextEncoder("clip_g", self.text_encoder_2, self.tokenizer_2, "lora_te2"),
         )
 
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), **({"empty_negative": "zeros"} if self.zero_negative else {})}
+
     def network_layers(self) -> dict[str, nn.Linear]:
         return unet_layers(self.unet)
+
+    def zero_empty_negative(self) -> None:
+        self.zero_negative = True
+
+    def encode_negative(
+        self, prompts: Sequence[str], soft: Soft | None = None, length: int | None = None
+    ) -> Conditioning:
+        """As `encode`; soft tokens before an empty prompt are no empty prompt to the hosts."""
+        encoded = self.encode(prompts, soft, length)
+        if self.zero_negative and soft is None and not any(prompts):
+            return {name: torch.zeros_like(value) for name, value in encoded.items()}
+        return encoded
 
     def encode(
         self, prompts: Sequence[str], soft: Soft | None = None, length: int | None = None
@@ -133,8 +153,11 @@ def _time_ids(height: int, width: int, device: torch.device, dtype: torch.dtype)
 
 
 def clip_output(encoder: TextEncoder, prompts: Sequence[str], soft: Soft | None, device: torch.device) -> Any:
-    """What a CLIP text encoder says to N prompts, with all hidden states; [0] is pooled and projected."""
-    rows = None if soft is None else soft[encoder.name]
+    """What a CLIP text encoder says to N prompts, with all hidden states; [0] is pooled and projected.
+
+    soft: an adapter that was trained without this encoder has no tokens for it, and none stand here.
+    """
+    rows = None if soft is None else soft.get(encoder.name)
     ids = prompt_ids(encoder.tokenizer, prompts, 0 if rows is None else len(rows))
     with spliced(encoder.module, rows):
         return encoder.module(ids.to(device), output_hidden_states=True)

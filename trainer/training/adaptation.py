@@ -191,12 +191,17 @@ class Adaptation(nn.Module):
     # ---- the model as the core calls it
 
     def encode(
-        self, prompts: Sequence[str], target: Target = None, tokens: bool = True, length: int | None = None
+        self,
+        prompts: Sequence[str],
+        target: Target = None,
+        tokens: bool = True,
+        length: int | None = None,
+        negative: bool = False,
     ) -> Conditioning:
         """The model's conditioning, and {"coordinates": (1, K)} where a U-Net LoRA follows the target.
 
         target: None is the default target.  tokens: whether the soft tokens stand before the prompts.
-        length: as in `DiffusionModel.encode`.
+        length: as in `DiffusionModel.encode`.  negative: whether they are guided away from.
         """
         if not self._attached:
             raise FairAdapterError("adaptation: not on the model; use `with adaptation:` or attach()")
@@ -204,7 +209,8 @@ class Adaptation(nn.Module):
         soft = self.soft(coordinates) if self.soft is not None and tokens else None
         if self.text is not None:
             self.text.coordinates = coordinates
-        encoded = self.base.encode(prompts, soft, length)
+        encode = self.base.encode_negative if negative else self.base.encode
+        encoded = encode(prompts, soft, length)
         if self.unet is None or not self.space.dimension:
             return encoded
         return {**encoded, COORDINATES: coordinates}
@@ -221,10 +227,11 @@ class Adaptation(nn.Module):
 
         both: whether the unconditional branch carries a graph to what is trained too.
         """
-        length = self.base.text_length(prompts, 0 if self.soft is None else self.soft.length)
+        count = 0 if self.soft is None else self.soft.length
+        length = self.base.common_length(prompts, negative, count, count if self.negative_tokens else 0)
         conditional = self.encode(prompts, target, length=length)
         with torch.set_grad_enabled(both and torch.is_grad_enabled()):
-            unconditional = self.encode([negative], target, self.negative_tokens, length)
+            unconditional = self.encode([negative], target, self.negative_tokens, length, negative=True)
         return Guidance(conditional, unconditional, scale)
 
     def denoise(self, inputs: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...shared.adapter_info import AdapterInfo
 from ...shared.attributes import TargetDistribution
+from ...shared.direct import step_weights
 from ...shared.errors import FairAdapterError
 from ...shared.preservation import FaceBank
 from ...shared.transport import expected_targets, slack
@@ -67,7 +69,7 @@ def model_folder(path: str) -> Path:
 
 
 def guidance_scale(configured: float | None, path: str, usual: float | None = None) -> float:
-    """The configured scale; None takes the one on the model's card, or else the `usual` one.
+    """The configured scale; None takes the one on the model's card, or else the family's `usual` one.
 
     Raises FairAdapterError if there is none of them.
     """
@@ -96,7 +98,6 @@ def prepare(
     """
     sets = training_sets(config.prompts.train)
     weights = [source.weight for source in config.prompts.train if source.weight > 0]
-    scale = guidance_scale(config.model.guidance_scale, config.model.path)
     encoders = load_encoders(config.loss.encoders if config.loss.semantics else (), processes.device)
     observer = load_observer(config.faces.classifier, config.faces.detector, encoders, processes.device)
     space = target_space(config.target, observer.target(config.target.text))
@@ -104,6 +105,8 @@ def prepare(
     expected_targets(nobody, space.default, apart=config.loss.apart)  # refuses at once what can't be apart
     targets = TargetDraw(space, config.target.default_share, config.run.seed)
     model = load_base(config.model, processes.device) if model is None else model
+    scale = guidance_scale(config.model.guidance_scale, config.model.path, model.guidance_scale)
+    step_weights(model.sampler(config.sampling.steps[0]), config.sampling.mode)  # refuses what it can't be
     model.checkpoint(config.sampling.checkpoint != "none", config.sampling.checkpoint == "all")
     adaptation = Adaptation.create(model, space, _adaptation(config))
     adaptation.attach()
@@ -160,7 +163,7 @@ def _adaptation(config: Config) -> AdaptationConfig:
 
 def load_base(config: ModelConfig, device: torch.device | str) -> DiffusionModel:
     """The base model as configured. Raises FairAdapterError for what it can't be or can't do."""
-    options = {"config": config.config, "variant": config.variant}
+    options: dict[str, Any] = {"config": config.config, "variant": config.variant, "without": config.without}
     model = load_model(model_folder(config.path), device, weights_dtype(config.dtype, device), **options)
     if config.size is not None:
         model.resize(config.size)
@@ -173,6 +176,8 @@ def load_base(config: ModelConfig, device: torch.device | str) -> DiffusionModel
                 "model.encoding=host"
             )
         model.paper_encoding = True
+    if config.empty_negative == "zeros":
+        model.zero_empty_negative()
     model.sampler(PROBE)  # a scheduler that can't be used is found here
     return model
 
