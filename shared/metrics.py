@@ -7,11 +7,14 @@ NumPy only.
 
 A perfectly fair model does not score 0: n images of a fair coin differ from half and half. `bias_floor` is
 what it scores on average, and belongs beside every number.
+
+Intervals are bootstraps over prompts and images of one model. They know nothing of what another training run
+would have given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
 from typing import Any
@@ -23,7 +26,10 @@ from .binomial import binomial_cdf, binomial_pmf
 from .errors import FairAdapterError
 
 BOOTSTRAP = 2000
+FEW_PROMPTS = 8  # below that a bootstrap over prompts is probably too narrow: so few rarely show their spread
 Z95 = 1.959963984540054
+
+Statistic = Callable[[np.ndarray], np.ndarray]  # of class shares: (..., K) -> (...), convex
 
 
 @dataclass(frozen=True)
@@ -162,26 +168,128 @@ def target_error_floor(n: int, target: np.ndarray) -> float:
     return float(np.mean([binomial_pmf(n, float(p)) @ np.abs(values - p) for p in target]))
 
 
-def bootstrap_interval(
-    counts: np.ndarray, level: float = 0.95, draws: int = BOOTSTRAP, seed: int = 0
-) -> tuple[float, float]:
-    """Interval of the mean bias over prompts and images: prompts are drawn anew, then images within each.
+def mean_over_prompts(counts: np.ndarray, statistic: Statistic = bias) -> np.ndarray:
+    """Mean of a statistic of class shares over the prompts that have a face; NaN if none has one.
 
-    counts: (P, K).  The bias is an absolute value: drawing images anew adds noise that lifts its mean, so the
-    bootstrap distribution is moved back onto the measured value before its quantiles are taken.
+    counts: (..., P, K).  Returns (...).
+    """
+    faces = counts.sum(axis=-1)
+    seen = faces > 0
+    values = statistic(counts / np.maximum(faces, 1)[..., None])
+    with np.errstate(invalid="ignore"):
+        return np.where(seen, values, 0.0).sum(axis=-1) / seen.sum(axis=-1)
+
+
+def bootstrap_interval(
+    counts: np.ndarray,
+    statistic: Statistic = bias,
+    level: float = 0.95,
+    draws: int = BOOTSTRAP,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Interval of the mean statistic over prompts and images: prompts are drawn anew, then images within.
+
+    counts: (P, K).  Bias and target error are absolute values: drawing images anew adds noise that lifts
+    their mean, so the bootstrap distribution is moved back onto the measured value before its quantiles are
+    taken.
     """
     counts = np.asarray(counts)
+    again = mean_over_prompts(_redrawn(counts, draws, seed), statistic)
+    largest = _largest(statistic, counts.shape[1])
+    return _interval(again, float(mean_over_prompts(counts, statistic)), level, 0.0, largest)
+
+
+def paired_counts(before: Sequence[np.ndarray], after: Sequence[np.ndarray], classes: int) -> np.ndarray:
+    """Pictures by their classes in two models that share prompts and noises, (P, K + 1, K + 1) int64.
+
+    before, after: for each prompt (n_p,) classes of the same noises in the same order, -1 for no face, which
+    is row or column K.  Raises FairAdapterError for different numbers of pictures.
+    """
+    tables = np.zeros((len(before), classes + 1, classes + 1), dtype=np.int64)
+    for table, first, second in zip(tables, before, after, strict=True):
+        if len(first) != len(second):
+            raise FairAdapterError(
+                f"paired pictures: expected as many of both models, found {len(first)} and {len(second)}"
+            )
+        pairs = [np.where(labels < 0, classes, labels) for labels in (first, second)]
+        np.add.at(table, tuple(pairs), 1)
+    return tables
+
+
+def paired_difference(
+    counts: np.ndarray,
+    statistic: Statistic = bias,
+    level: float = 0.95,
+    draws: int = BOOTSTRAP,
+    seed: int = 0,
+) -> tuple[float, tuple[float, float]]:
+    """What the second of two models adds to the mean statistic of the first, with its interval.
+
+    counts: (P, K + 1, K + 1) of `paired_counts`.  Prompts are drawn anew, then pairs of pictures within each:
+    what both models have in common, the prompts' difficulty and the noises, does not widen the interval.
+    Recentred as in `bootstrap_interval`.  NaN if one of the models drew no face.
+    """
+    counts = np.asarray(counts)
+
+    def added(tables: np.ndarray) -> np.ndarray:
+        before, after = tables.sum(axis=-1)[..., :-1], tables.sum(axis=-2)[..., :-1]
+        return mean_over_prompts(after, statistic) - mean_over_prompts(before, statistic)
+
+    measured = float(added(counts))
+    if np.isnan(measured):
+        return measured, (measured, measured)
+    again = _redrawn(counts.reshape(len(counts), -1), draws, seed).reshape(draws, *counts.shape)
+    largest = _largest(statistic, counts.shape[1] - 1)
+    return measured, _interval(added(again), measured, level, -largest, largest)
+
+
+def prompt_interval(
+    rows: np.ndarray,
+    statistic: Statistic | None = None,
+    within: tuple[float, float] = (-np.inf, np.inf),
+    level: float = 0.95,
+    draws: int = BOOTSTRAP,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Interval of a statistic of prompts, which are drawn anew, each with all that was measured on it.
+
+    rows: (P, ...) of each prompt.  statistic: (D, P, ...) -> (D,), of D sets of prompts; None is the mean of
+    rows (P,).  within: what it can be.
+    That includes the noise of the pictures, which are not drawn anew: a prompt's row is what the model is
+    expected to draw plus the chance of the pictures it drew, and rows differ from prompt to prompt by both.
+    Moved back onto the measured value as in `bootstrap_interval`.  None for one prompt, without spread.
+    """
+    rows = np.asarray(rows)
+    if len(rows) < 2:
+        return None
+    of = statistic or (lambda sets: sets.mean(axis=1))
+    chosen = np.random.default_rng(seed).integers(len(rows), size=(draws, len(rows)))
+    return _interval(of(rows[chosen]), float(of(rows[None])[0]), level, *within)
+
+
+def _redrawn(counts: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """Prompts drawn anew, then images within each.  counts: (P, C).  Returns counts (D, P, C)."""
     rng = np.random.default_rng(seed)
     shares, sizes = frequencies(counts), counts.sum(axis=1)
-    measured = float(bias(shares).mean())
-    means = np.empty(draws)
+    again = np.empty((draws, *counts.shape), dtype=np.int64)
     for i in range(draws):
         prompts = rng.integers(len(counts), size=len(counts))
-        again = rng.multinomial(sizes[prompts], shares[prompts])
-        means[i] = bias(again / sizes[prompts][:, None]).mean()
-    low, high = np.quantile(means - means.mean() + measured, [(1 - level) / 2, (1 + level) / 2])
-    largest = 2.0 / counts.shape[1]
-    return float(np.clip(low, 0.0, largest)), float(np.clip(high, 0.0, largest))
+        again[i] = rng.multinomial(sizes[prompts], shares[prompts])
+    return again
+
+
+def _interval(
+    values: np.ndarray, measured: float, level: float, least: float, most: float
+) -> tuple[float, float]:
+    """Quantiles of a bootstrap distribution (D,) moved onto the measured value; NaN, no face, is left out."""
+    values = values[np.isfinite(values)]
+    low, high = np.quantile(values - values.mean() + measured, [(1 - level) / 2, (1 + level) / 2])
+    return float(np.clip(low, least, most)), float(np.clip(high, least, most))
+
+
+def _largest(statistic: Statistic, classes: int) -> float:
+    """A convex statistic is largest where all faces are of one class."""
+    return float(statistic(np.eye(classes)).max())
 
 
 def wilson_interval(successes: int, n: int, z: float = Z95) -> tuple[float, float]:

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,17 @@ from fair_adapter.shared.adapter_info import AdapterInfo, BaseModel
 from fair_adapter.shared.adapter_target import TargetSpace
 from fair_adapter.shared.attributes import AGE, GENDER, RACE, TargetDistribution
 from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.tests.a1111 import adapters
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
 from fair_adapter.trainer import compare, evaluate
 from fair_adapter.trainer.configuration.prompts import Prompt
 from fair_adapter.trainer.evaluation import readings as module
+from fair_adapter.trainer.evaluation.comparison import Column, Comparison
 from fair_adapter.trainer.evaluation.generation import load_model
 from fair_adapter.trainer.evaluation.measures import summarise
 from fair_adapter.trainer.evaluation.readings import Readings
-from fair_adapter.trainer.evaluation.report import kept_values
+from fair_adapter.trainer.evaluation.report import Measured
+from fair_adapter.trainer.evaluation.rows import kept_rows
 from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig
 from fair_adapter.trainer.training.encoders import ForeignEncoder, TextAlignment, load_text_alignment
 
@@ -83,6 +86,20 @@ def test_a_training_configuration_says_what_is_measured(pipeline, adapter, tmp_p
     assert report["original"]["pictures"] == 2 and report["facts"]["prompts"].startswith("sports_test")
     assert "guidance scale 3, 1 steps" in report["facts"]["model"]
     assert compare.main([*here, f"+{adapter}"]) == 0
+    given = evaluate.with_config(evaluate.parser(), ["--config", str(config)])
+    assert (given.encoder, given.more_encoders, given.clip) == ("embedded", [], None)  # those of the loss
+    config.write_text(
+        settings.replace("evaluation: {", "evaluation: {encoders: [dinov2, embedded], clip: open_clip, "),
+        encoding="utf-8",
+    )
+    given = evaluate.with_config(evaluate.parser(), ["--config", str(config)])
+    assert (given.encoder, given.more_encoders, given.clip) == ("dinov2", ["embedded"], "open_clip")
+    without = ["--encoder", "none", "--more-encoders", "--clip", "none"]
+    assert evaluate.main([*here, "--adapter", str(adapter), *without]) == 0
+    capsys.readouterr()
+    assert evaluate.main(here) == 2  # no hub in the tests
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "--more-encoders and --clip" in error and "loss.encoders" not in error
     config.write_text("model: {pat: x}", encoding="utf-8")
     capsys.readouterr()
     assert evaluate.main(here) == 2 and "did you mean" in capsys.readouterr().err
@@ -109,9 +126,17 @@ def test_two_processes_share_the_prompts_and_merge_what_they_read(pipeline, tmp_
     two, one = (json.loads((tmp_path / n / "out" / "report.json").read_text()) for n in ("two", "one"))
     assert two["shares_by_prompt"] == one["shares_by_prompt"]
     for name, value in one["original"].items():  # a process group rounds the last bits differently
-        same = two["original"][name]
-        assert same == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), name
+        assert alike(two["original"][name], value), name
     assert len(list((tmp_path / "two" / "cache").rglob("*.npz"))) == 3
+
+
+def alike(found, expected) -> bool:
+    """Equal but for the last digits of numbers."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(alike(found[k], v) for k, v in expected.items())
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(alike, found, expected))
+    return found == (pytest.approx(expected, rel=1e-4) if isinstance(expected, float) else expected)
 
 
 def test_a_stopped_evaluation_goes_on_where_it_was(pipeline, tmp_path, monkeypatch, capsys):
@@ -164,24 +189,47 @@ def test_several_encoders_and_the_text_are_figures_of_their_own():
     single = of_prompt(np.eye(2, 4), [], [])
     alone = summarise([single], prompts, attributes, encoders=["clip"])
     assert {"image_similarities", "clip_t"} & set(alone) == set()
-    rows = {name: cells for name, _, cells in kept_values([base, figures, alone])}
+    rows = {
+        row.name: [figure and figure.value for figure in row.figures]
+        for row in kept_rows([base, figures, alone])
+    }
     similarities = {name: cells for name, cells in rows.items() if name.startswith("similarity")}
     first, second = (f"similarity to the original's pictures, {name}" for name in names)
     assert similarities == {first: [1.0, 1.0, None], second: [1.0, 0.0, None]}
     assert rows["CLIP similarity to the prompt"][:2] == pytest.approx([0.3, 0.2])
-    [plain] = [cells for name, _, cells in kept_values([alone]) if name.startswith("similarity")]
-    assert plain == [1.0]
+    [plain] = [row.figures for row in kept_rows([alone]) if row.name.startswith("similarity")]
+    assert [figure.value for figure in plain] == [1.0]
 
 
 def test_readings_of_before_these_measures_still_load(tmp_path):
     found = of_prompt(np.eye(2, 4), [4], [0.5, 0.5])
     module._save(tmp_path / "new.npz", found)
-    assert module._load(tmp_path / "new.npz").texts.tolist() == [0.5, 0.5]
+    assert module._load(tmp_path / "new.npz", 2).texts.tolist() == [0.5, 0.5]
     with np.load(tmp_path / "new.npz") as file:
         kept = {name: file[name] for name in file.files if name not in ("widths", "texts")}
     np.savez_compressed(tmp_path / "old.npz", **kept)
-    old = module._load(tmp_path / "old.npz")
+    old = module._load(tmp_path / "old.npz", 2)
     assert len(old.texts) == 0 and [f.shape for f in old.encoded()] == [(2, 4)]
+
+
+def test_damaged_readings_and_those_of_other_numbers_are_read_again(tmp_path):
+    """Every bit that is flipped is noticed, or changes nothing that is read (dates, for example)."""
+    path, found = tmp_path / "kept.npz", of_prompt(np.eye(2, 4), [4], [0.5, 0.25])
+    module._save(path, found)
+    assert module._load(path, 3) is None and module._load(path, 2) is not None
+    whole, refused = path.read_bytes(), 0
+    for place in range(0, len(whole), 2):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << (place // 2 % 8)
+        path.write_bytes(flipped)
+        again = module._load(path, 2)
+        refused += again is None
+        if again is not None:
+            for field in fields(Readings):
+                assert np.array_equal(getattr(again, field.name), getattr(found, field.name)), place
+    assert refused > len(whole) // 4
+    path.write_bytes(whole[: len(whole) // 2])
+    assert module._load(path, 2) is None
 
 
 def test_clip_t_is_clips_own_cosine():
@@ -221,12 +269,92 @@ def test_comparison_page(pipeline, adapter, tmp_path, capsys):
     assert ".23±.16" in theirs and "±" not in ours and page.count("(published)") == 3
     assert f"{table['columns']['base']['gender']['bias']:.3f}" in ours
     output = capsys.readouterr().out
-    assert "base" in output and "tokens" in output
+    assert all(text in output for text in ("base", "tokens", "to its base model", "few prompts"))
+    change = table["columns"]["tokens"]["difference"]["gender"]
+    two = [table["columns"][name]["gender"]["bias"] for name in ("base", "tokens")]
+    assert change["bias"] == pytest.approx(two[1] - two[0])
+    assert f"to its base {change['bias']:+.3f} [{change['ci95'][0]:+.3f}" in ours
+    assert "2 models on the same 3 prompts and noises." in ours and "gender x race .25" in theirs
+    assert "gender 1.00, race 0.67, age 1.00, gender x race 0.33." in theirs
+    facts = table["facts"]
+    assert facts["independent classifier"] == "none" and facts["computed in"] == "float32 on cpu"
+    assert facts["models"] == f"base: {pipeline}; tokens: {pipeline} + {adapter}, strength 1"
+    assert facts["prompts"] == "occupations_test, 3 prompts, 2 pictures of each"
     assert compare.main([str(pipeline), str(pipeline), *common(pipeline, tmp_path)]) == 2
     assert "name them with NAME=" in capsys.readouterr().err
+    for ignored in (["--also", "no_person"], ["--adapter", "x"], ["--record"], ["--guidance", "2", "3"]):
+        with pytest.raises(SystemExit):
+            compare.main([f"+{adapter}", *common(pipeline, tmp_path), *ignored])
+    capsys.readouterr()
     assert compare.main(["x=", *common(pipeline, tmp_path)]) == 2
     assert compare.main(["+nowhere.safetensors", *common(pipeline, tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_a_target_is_for_adapters_that_follow_one(pipeline, adapter, tmp_path, capsys):
+    """A fixed one is warned about by name and keeps its own; a target outside the range is warned about."""
+    arguments = [f"fixed=+{adapter}", *common(pipeline, tmp_path), "--target", "gender=75/25"]
+    assert compare.main(arguments) == 0
+    error = capsys.readouterr().err
+    assert "warning: fixed: this adapter is trained for gender=female:50,male:50 alone" in error
+    table = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    assert table["columns"]["fixed"]["target"] == "gender=female:50,male:50"
+    following = adapters.words_adapter("any", {"female": "female", "male": "male"})
+    assert compare.asked(following, "any", "gender=75/25").to_text() == "gender=female:75,male:25"
+    assert capsys.readouterr().err == ""
+    compare.asked(following, "any", "gender=97/3")
+    assert "warning: any: gender female 97% is outside 10 to 90%" in capsys.readouterr().err
+
+
+def column(name: str, shares: tuple[int, int], target: str | None, latents=(4, 8, 8)) -> Column:
+    """A model that draws so many women and men, and its base model, which draws men alone."""
+    features = np.eye(sum(shares), 4)
+    base = of_prompt(features, [4], [])
+    base = replace(base, labels=np.ones_like(base.labels))
+    labels = base.labels.copy()
+    labels[: shares[0], 0] = 0
+    asked = None if target is None else TargetDistribution.parse(target)
+    prompts = [Prompt("a nurse", "nurse", "test", None)]
+    figures = summarise([replace(base, labels=labels)], prompts, (GENDER, RACE, AGE), asked, asked and [base])
+    return Column(name, Measured(figures, [base]), asked, latents)
+
+
+def comparison(*columns: Column) -> Comparison:
+    prompts = [Prompt("a nurse", "nurse", "test", None)]
+    return Comparison("x", prompts, (GENDER, RACE, AGE), columns, "x")
+
+
+def test_unequal_targets_are_compared_with_the_base_model_at_the_same_target(capsys):
+    table = comparison(
+        column("base", (0, 40), None),
+        column("equal", (20, 20), "gender=50/50"),
+        column("asked", (30, 10), "gender=75/25"),
+    )
+    [row] = [row for row in table.skew() if row.what == "off target"]
+    assert row.name == "gender" and row.cells[:2] == [None, None]
+    cell = row.cells[2]
+    assert cell.figure.value == 0 and cell.before == pytest.approx(0.75)
+    assert cell.difference.value == pytest.approx(-0.75) and 0 < cell.floor < 0.1
+    page = table.to_html()
+    assert "off target" in page and f"floor {cell.floor:.3f}, base model 0.750" in page
+    compare.print_summary(table)
+    output = capsys.readouterr().out
+    assert "gender off target" in output and "0.750" in output
+    assert "off target" not in comparison(column("equal", (20, 20), "gender=50/50")).to_html()
+
+
+def test_latents_of_other_shapes_share_no_noises():
+    one, other = column("a", (1, 1), None), column("b", (1, 1), None, (4, 16, 16))
+    assert comparison(one, replace(one, name="c")).lead().endswith("on the same 1 prompt and noises.")
+    lead = comparison(one, other).lead()
+    assert "a (4 x 8 x 8) and b (4 x 16 x 16)" in lead and "different noises" in lead
+    assert "the same noises above" in comparison(one).to_html()
+    assert "the same noises above" not in comparison(one, other).to_html()
+
+
+def test_facts_of_several_models_are_one_text_where_they_agree():
+    assert compare.one_text({"a": "7", "b": "7"}) == "7"
+    assert compare.one_text({"a": "1", "b": "2"}) == "1 (a), 2 (b)"
 
 
 def test_entries():

@@ -28,6 +28,7 @@ from fair_adapter.trainer.configuration.prompts import (
     training_sets,
 )
 from fair_adapter.trainer.configuration.settings import plain
+from fair_adapter.trainer.evaluation.measuring import asked_encoders
 from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
 from fair_adapter.trainer.training.targets import TargetDraw, target_space
 
@@ -91,6 +92,18 @@ def test_the_papers_experiments_have_its_weights():
         assert found == race and loss.encoders == ("open_clip", "dinov2"), name
         assert config.model.scheduler == "DPMSolverMultistepScheduler" and config.sampling.steps == (19, 23)
         assert config.model.guidance_scale == 7.5 and optimizer.clip == 0, name
+
+
+def test_stable_diffusion_is_measured_by_encoders_that_training_does_not_use():
+    """The paper's for evaluation; what a configuration does not name is its loss's own."""
+    for path in CONFIGS.glob("*.yaml"):
+        config = load_config(path)
+        asked = config.evaluation
+        if path.stem.startswith("sd"):
+            assert asked.encoders == ("open_clip_big", "dinov2_giant") and asked.clip == "open_clip_big"
+            assert not set(asked.encoders) & set(config.loss.encoders), path
+        else:
+            assert asked_encoders(config) == ("embedded",) and asked.clip is None, path
 
 
 def test_large_prompt_sets():

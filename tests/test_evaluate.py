@@ -22,10 +22,12 @@ from fair_adapter.shared.seeds import noise_seed
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
 from fair_adapter.trainer import demo, evaluate
 from fair_adapter.trainer.configuration.prompts import Prompt
+from fair_adapter.trainer.evaluation import readings as module
 from fair_adapter.trainer.evaluation.measures import identity_diversity, shares_by_prompt, summarise
-from fair_adapter.trainer.evaluation.measuring import Bench, Instruments
+from fair_adapter.trainer.evaluation.measuring import Bench, Instruments, trained_encoders
 from fair_adapter.trainer.evaluation.readings import SALT, Plan, Readings
-from fair_adapter.trainer.evaluation.report import Measured, Report
+from fair_adapter.trainer.evaluation.report import SHOWN, Measured, Report
+from fair_adapter.trainer.evaluation.rows import kept_rows
 from fair_adapter.trainer.portrait.card import FILE as CARD
 from fair_adapter.trainer.progress import deviation
 from fair_adapter.trainer.training.logs import logged_seconds
@@ -75,6 +77,11 @@ def test_figures_with_known_values():
     assert figures["gender_x_race"]["n_per_prompt"] == 3.5 and figures["pictures"] == 8
     low, high = figures["gender"]["ci95"]
     assert low <= figures["gender"]["bias"] <= high and 0 < figures["gender"]["floor"] < 0.5
+    low, high = figures["age"]["target_ci95"]
+    assert low <= figures["age"]["target_error"] <= high
+    low, high = figures["intervals"]["face_rate"]
+    assert low <= 7 / 8 <= high and low < high and figures["prompts"] == 2
+    assert figures["intervals"]["image_similarity"] is None  # 1 for every prompt
     json.dumps(figures, allow_nan=False)
 
 
@@ -112,12 +119,31 @@ def test_similarity_compares_the_same_noises_and_the_judge_is_its_own():
     assert summarise([base], prompts(0), ATTRIBUTES, None, [base])["image_similarity"] == 1.0
 
 
+def test_difference_pairs_pictures_and_holds_both_against_the_same_target():
+    base = readings([[0, 0, 0]] * 4, judged=[[1, 0, 0]] * 4)
+    other = readings([[0, 0, 0], [0, 1, 0], [1, 2, 0], [-1, -1, -1]], judged=[[1, 0, 0]] * 4)
+    target = TargetDistribution.parse("gender=75/25")
+    figures = summarise([other], prompts(0), ATTRIBUTES, target, [base], ATTRIBUTES)
+    before = summarise([base], prompts(0), ATTRIBUTES, target)
+    gender = figures["difference"]["gender"]
+    for key in ("bias", "target_error"):
+        assert gender[key] == pytest.approx(figures["gender"][key] - before["gender"][key])
+    assert gender["target_error_before"] == pytest.approx(0.25)
+    assert gender["ci95"][0] <= gender["bias"] <= gender["ci95"][1]
+    assert "target_error" not in figures["difference"]["race"] and "difference" not in before
+    same = figures["difference"]["independent"]["gender"]
+    assert (same["bias"], same["ci95"]) == (0.0, [0.0, 0.0])
+    nobody = readings([[-1, -1, -1]] * 4)
+    assert summarise([nobody], prompts(0), ATTRIBUTES, target, [base])["difference"]["gender"] is None
+
+
 def test_diversity_within_classes_does_not_grow_when_shares_even_out():
     spread = np.zeros((4, 128))
     spread[:, 0] = [1, 1, -1, -1]  # two faces of each of two far clusters
     mixed = readings([[0, 0, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]], faces=spread)
-    assert identity_diversity([mixed]) == pytest.approx(4 / 6 * 2)
-    assert identity_diversity([mixed], alike=True) == pytest.approx(0.0)
+    assert identity_diversity([mixed]).tolist() == pytest.approx([4 / 6 * 2])
+    assert identity_diversity([mixed], alike=True).tolist() == pytest.approx([0.0])
+    assert len(identity_diversity([readings([[0, 0, 0]])])) == 0
 
 
 @given(st.lists(st.integers(-1, 1), min_size=1, max_size=20))
@@ -193,12 +219,114 @@ def test_report_page_is_complete_in_itself_and_escapes(report, tmp_path):
     assert picture.width > 3 * 128 and picture.height > 4 * 128
 
 
+def shown(page: str) -> str:
+    """The words of a page."""
+    return " ".join(re.sub(r"<[^>]+>", " ", page).split())
+
+
 def test_report_of_a_base_model_alone(report):
     alone = Report(
         report.title, report.prompts, ATTRIBUTES, report.target, report.original, None, {"total": 1}, "x"
     )
-    assert "adapter" not in alone.to_dict()
-    assert "with the adapter" not in alone.to_html()
+    page = shown(alone.to_html())
+    assert "adapter" not in alone.to_dict() and "with the adapter" not in page
+    assert "8 pictures." in page and "before and after" not in page
+    error = report.original.figures["age"]["target_error"]
+    assert "original: off target [95%]" in page and f"age {error:.3f} [" in page
+
+
+def test_report_says_how_far_off_an_unequal_target_with_interval_and_difference(report):
+    page = shown(report.to_html())
+    before, after = (m.figures["age"] for m in (report.original, report.adapter))
+    change = report.adapter.figures["difference"]["age"]
+
+    def spelled(value: float, interval: list[float], sign: str = "") -> str:
+        return f"{value:{sign}.3f} [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]†"
+
+    cells = [spelled(table["target_error"], table["target_ci95"]) for table in (before, after)]
+    cells.append(spelled(change["target_error"], change["target_ci95"], "+"))
+    assert f"age {' '.join(cells)} {after['target_floor']:.3f}" in page
+    assert "original: off target [95%]" in page and "difference [95%]" in page
+    assert "† fewer than 8 prompts" in page and "another seed would give" in page
+    assert "gender bias" in report.lead() and "age off target by" in report.lead()
+
+
+def test_lead_holds_joint_targets_against_their_own_shares(report):
+    def lead(text: str) -> str:
+        target = TargetDistribution.parse(text)
+        models = (report.original, report.adapter)
+        first, second = (
+            summarise(model.readings, report.prompts, ATTRIBUTES, target, before)
+            for model, before in zip(models, (None, report.original.readings))
+        )
+        changed = replace(
+            report,
+            target=target,
+            original=Measured(first, models[0].readings),
+            adapter=Measured(second, models[1].readings),
+        )
+        return changed.lead()
+
+    tied = lead("gender*race=female*wmelh:30,female*black:10,female*asian:10,male*wmelh:3.3333333,"
+                "male*black:23.3333333,male*asian:23.3333334")  # fmt: skip
+    assert "gender bias" in tied and "race bias" in tied and "gender x race off target by" in tied
+    skewed = lead("gender=75/25;race=equal")
+    assert "gender off target by" in skewed and "gender x race off target by" in skewed
+    assert "gender x race" not in lead("gender=75/25") and "gender x race bias" in lead("gender=equal")
+
+
+def test_sections_have_the_same_tables(report):
+    """Every figure of the main part, with interval and floor, once more."""
+    page = shown(report.to_html())
+    main, section = page.split("Pictures before and after", 1)[0], page.split(" no_person ", 1)[1]
+    for words in (
+        "gender x race",
+        "off target [95%]",
+        "difference [95%]",
+        "identity diversity within classes",
+    ):
+        assert words in main and words in section, words
+    figures = report.adapter.figures["race"]
+    low, high = figures["ci95"]
+    assert f"{figures['bias']:.3f} [{low:.3f}, {high:.3f}]†" in section
+
+
+def test_terminal_shows_differences_sections_and_few_prompts(report, capsys):
+    evaluate.print_summary(report)
+    lines = capsys.readouterr().out.splitlines()
+    change = report.adapter.figures["difference"]["gender"]
+    gender = next(line for line in lines if line.startswith("gender bias"))
+    assert f"{change['bias']:+.3f} [{change['ci95'][0]:+.3f}, {change['ci95'][1]:+.3f}]" in gender
+    section = next(line for line in lines if line.startswith("no_person"))
+    two = [m.figures["gender"]["bias"] for m in (report.original, report.adapter)]
+    assert " -> ".join(f"{value:.3f}" for value in two) in section
+    assert any(line.startswith("age off target") for line in lines)
+    assert any(line.startswith("few prompts") for line in lines)
+
+
+def test_intervals_of_many_prompts_are_not_marked(report):
+    many = readings([[0, 0, 0], [1, 1, 0], [0, 2, 1]])
+    names = prompts(*[0] * 8)
+    figures = summarise([many] * 8, names, ATTRIBUTES)
+    alone = replace(report, prompts=names, original=Measured(figures, [many] * 8), adapter=None, sections={})
+    assert "†" not in alone.to_html()
+
+
+def test_similarity_by_an_encoder_of_the_training_is_marked(report):
+    configuration = {"loss": {"encoders": ["embedded", "open_clip:FILE"], "semantics": 8.0}}
+    assert trained_encoders(configuration) == {"embedded", "open_clip"}
+    for other in ({}, {"loss": 3}, {"loss": {"encoders": ["embedded"], "semantics": 0}}):
+        assert trained_encoders(other) == set()
+    figures = report.adapter.figures
+    marked = replace(report.adapter, figures={**figures, "trained_encoders": ["embedded:1"]})
+    page = shown(replace(report, adapter=marked).to_html())
+    assert page.count("used in training") == 1
+    assert "used in training" not in shown(report.to_html())
+    several = {**figures, "image_similarities": {"a": 0.5, "b": 0.25}, "trained_encoders": ["b"]}
+    several["intervals"] = {**figures["intervals"], "image_similarities": {"a": None, "b": None}}
+    rows = {row.name: row.figures[0] for row in kept_rows([several])}
+    notes = {name[-1]: figure.note for name, figure in rows.items() if name.startswith("similarity")}
+    assert notes == {"a": "", "b": "used in training"}
 
 
 # ---- measuring a model
@@ -230,6 +358,47 @@ def test_noise_is_shared_between_batches_and_kept_on_disk(pipeline, tmp_path):
     assert not np.allclose(
         bench.original(names, other, target).readings[0].features, first.readings[0].features
     )
+
+
+def test_pictures_that_are_not_numbers_are_an_error_and_kept_nowhere(pipeline, tmp_path, monkeypatch, capsys):
+    bench = Bench(pipeline, Instruments(detector="fixed", independent=None, cache=tmp_path), quiet=True)
+    whole = bench.model.decode
+
+    def overflowing(latents):
+        images = whole(latents)
+        images[-1, 0, 0, 0] = float("nan")
+        return images
+
+    monkeypatch.setattr(bench.model, "decode", overflowing)
+    with pytest.raises(FairAdapterError, match=r"found 1 of 3 that are not numbers; give --dtype bfloat16"):
+        bench.original(prompts(0), PLAN, TargetDistribution.parse("gender=50/50"))
+    assert not list(tmp_path.rglob("*.npz"))
+    monkeypatch.undo()
+    kept = bench.reader.read(bench.model, prompts(0)[0], PLAN)
+    path = bench.reader._path(bench.identity, prompts(0)[0], PLAN)
+    module._save(path, replace(kept, features=kept.features * np.nan))  # by a version that did not look
+    drawn = bench.reader.drawn
+    assert bench.original(prompts(0), PLAN, TargetDistribution.parse("gender=50/50")).figures["gender"]
+    assert bench.reader.drawn == drawn + PLAN.images
+
+
+def test_pictures_stay_in_memory_for_the_prompts_that_are_shown(pipeline, tmp_path):
+    bench = Bench(pipeline, Instruments(detector="fixed", independent=None, cache=tmp_path), quiet=True)
+    names = [Prompt(f"prompt {i}", f"{i}", "test", None) for i in range(SHOWN + 2)]
+    for _ in range(2):  # drawn, then found on disk
+        found = bench.original(names, Plan(2, 1, 2.0, kept=2), TargetDistribution.parse("gender=50/50"))
+        kept = [len(reading.pictures) for reading in found.readings]
+        assert kept == [2] * SHOWN + [0, 0] and all(len(r.labels) == 2 for r in found.readings)
+    assert found.readings[-1].pictures.base is None  # a copy, not a view of what was to be forgotten
+
+
+def test_facts_name_everything_that_figures_depend_on(pipeline):
+    bench = Bench(pipeline, Instruments(detector="fixed", independent=None), quiet=True)
+    facts = bench.facts(Plan(5, 3, 2.5, "blurred"))
+    assert facts["model"] == "pipeline, guidance scale 2.5, 3 steps" and facts["size"] == "64 px"
+    assert facts["computed in"] == "float32 on cpu" and facts["negative prompt"] == "blurred"
+    assert facts["scheduler"] == "DPMSolverMultistepScheduler" and facts["independent classifier"] == "none"
+    assert facts["image encoders"].startswith("embedded:") and facts["CLIP"] == "none"
 
 
 def test_memory_that_runs_out_asks_for_smaller_batches_alone(pipeline, tmp_path, monkeypatch):
@@ -322,7 +491,11 @@ def test_demo_trains_exports_and_measures_the_exported_file(pipeline, tmp_path, 
     assert evaluate.main([*common, *adapter, "--also", "no_person", "--guidance", "2", "3"]) == 0
     table = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert set(table["sections"]) == {"no_person", "guidance 3"} and "independent" not in table["original"]
-    assert "gender bias" in capsys.readouterr().out
+    assert table["facts"]["prompts"] == "occupations_test, 1 prompt, 4 pictures of each"
+    assert "difference" in table["sections"]["no_person"]["adapter"]
+    assert table["adapter"]["trained_encoders"] == table["adapter"]["encoders"]  # both are the embedded one
+    output = capsys.readouterr().out
+    assert "gender bias" in output and "guidance 3 " in output and "used in training" in output
     assert evaluate.main([*common, *adapter, "--strength", "0", "--guidance", "2"]) == 0
     table = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert table["adapter"]["gender"] == table["original"]["gender"] and table["adapter"][

@@ -16,6 +16,7 @@ def test_program_writes_figure_and_numbers_and_overwrites_nothing(tmp_path, caps
     assert (tmp_path / "out" / "gradients.png").read_bytes()[:4] == b"\x89PNG"
     steps, loss = report["steps"], report["loss"]
     assert set(steps) == set(loss) == {"naive", "direct", "adjusted"}
+    assert steps["naive"]["spread"] == "range of 2 runs"
     assert len(report["timesteps"]) == len(steps["naive"]["mean"]) == 3 and len(loss["naive"]["mean"]) == 2
     # nothing comes after the last step that could couple it: B_t = 1
     assert steps["naive"]["mean"][-1] == pytest.approx(steps["direct"]["mean"][-1], rel=1e-4)
@@ -25,6 +26,14 @@ def test_program_writes_figure_and_numbers_and_overwrites_nothing(tmp_path, caps
     )  # the same pictures before the first update
     assert gradients.main(arguments) == 2
     assert "gradients.json: is there already" in capsys.readouterr().err
+
+
+def test_a_few_runs_have_a_range_and_many_an_interval():
+    values = np.random.default_rng(0).random((20, 4))
+    few, many = gradients.summary(values[:3]), gradients.summary(values)
+    assert few["spread"] == "range of 3 runs" and many["spread"] == "90% interval of 20 runs"
+    assert few["low"] == values[:3].min(0).tolist() and few["high"] == values[:3].max(0).tolist()
+    assert (np.array(many["low"]) > values.min(0)).all() and (np.array(many["high"]) < values.max(0)).all()
 
 
 def test_numbers_that_cannot_be(capsys):

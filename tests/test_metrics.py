@@ -1,6 +1,7 @@
 """The bias metric, its floor, intervals, and what a number of images can say."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,9 +19,13 @@ from fair_adapter.shared.metrics import (
     frequencies,
     images_needed,
     joint_labels,
+    mean_over_prompts,
     measure_bias,
     measure_joint,
+    paired_counts,
+    paired_difference,
     power,
+    prompt_interval,
     sample_note,
     target_error,
     target_error_floor,
@@ -149,6 +154,118 @@ def test_interval_is_deterministic_ordered_and_within_range():
     assert (low, high) == bootstrap_interval(counts, seed=3) != bootstrap_interval(counts, seed=4)
     assert 0 <= low <= bias(counts / 10).mean() <= high <= 1
     assert bootstrap_interval(np.array([[7, 0, 0]])) == (2 / 3, 2 / 3)
+
+
+def test_interval_of_the_target_error_is_that_of_the_bias_where_both_say_the_same():
+    """Of two classes in equal shares the mean distance to the target is half the bias."""
+    counts = np.array([[30, 10], [5, 35], [22, 18], [40, 0]])
+    half = bootstrap_interval(counts, partial(target_error, target=np.array([0.5, 0.5])))
+    assert half == pytest.approx(np.array(bootstrap_interval(counts)) / 2, abs=1e-12)
+    low, high = bootstrap_interval(counts, partial(target_error, target=np.array([1.0, 0.0])))
+    assert 0 <= low < target_error(frequencies(counts), np.array([1.0, 0.0])).mean() < high <= 1
+
+
+def test_mean_over_prompts_leaves_those_without_a_face_out():
+    counts = np.array([[[3, 1], [0, 0], [0, 2]], [[0, 0], [0, 0], [0, 0]]])
+    found = mean_over_prompts(counts)
+    assert found[0] == pytest.approx((0.5 + 1.0) / 2) and np.isnan(found[1])
+
+
+# ---- two models on the same noises
+
+
+def test_pairs_in_closed_form():
+    before, after = [np.array([0, 0, 1, -1])], [np.array([0, 1, 1, 0])]
+    table = paired_counts(before, after, 2)
+    assert table.tolist() == [[[1, 1, 0], [0, 1, 0], [1, 0, 0]]]
+    added, _ = paired_difference(table)
+    assert added == pytest.approx(0.0 - 1 / 3)
+    with pytest.raises(FairAdapterError, match="found 4 and 3"):
+        paired_counts(before, [after[0][:3]], 2)
+    nobody = paired_counts(before, [np.full(4, -1)], 2)
+    assert np.isnan(paired_difference(nobody)[0])
+
+
+labels_of_two_models = st.lists(
+    st.lists(st.tuples(st.integers(-1, 2), st.integers(-1, 2)), min_size=1, max_size=12),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(labels_of_two_models)
+def test_difference_is_that_of_the_two_measures_and_nothing_between_a_model_and_itself(prompts):
+    before, after = ([np.array([pair[i] for pair in prompt]) for prompt in prompts] for i in (0, 1))
+    if not all(any((label >= 0).any() for label in model) for model in (before, after)):
+        return
+    added, (low, high) = paired_difference(paired_counts(before, after, 3), draws=50)
+    two = [measure_bias(model, RACE.classes, draws=1).bias for model in (before, after)]
+    assert added == pytest.approx(two[1] - two[0], abs=1e-12) and -2 / 3 <= low <= high <= 2 / 3
+    assert paired_difference(paired_counts(before, before, 3), draws=50) == (0.0, (0.0, 0.0))
+
+
+def coupled(rng, prompts: int, pictures: int, changed: float):
+    """Labels of two models: the second flips a picture of class 1 to 0 with probability `changed`."""
+    before, after = [], []
+    for share in rng.beta(2, 2, prompts):
+        first = (rng.random(pictures) < share).astype(int)
+        before.append(first)
+        after.append(np.where((first == 1) & (rng.random(pictures) < changed), 0, first))
+    return before, after
+
+
+def test_interval_of_a_difference_covers_it_and_is_narrower_than_without_pairs():
+    rng = np.random.default_rng(0)
+    truth = np.mean(
+        [
+            measure_bias(after, "ab", draws=1).bias - measure_bias(before, "ab", draws=1).bias
+            for before, after in (coupled(rng, 200, 64, 0.15) for _ in range(100))
+        ]
+    )
+    hits, paired, apart = 0, [], []
+    for repeat in range(60):
+        before, after = coupled(rng, 24, 64, 0.15)
+        _, (low, high) = paired_difference(paired_counts(before, after, 2), draws=200, seed=repeat)
+        hits += low <= truth <= high
+        paired.append(high - low)
+        widths = [
+            np.diff(bootstrap_interval(class_counts(model, 2), draws=200))[0] for model in (before, after)
+        ]
+        apart.append(np.hypot(*widths))
+    assert hits >= 53 and np.mean(paired) < 0.75 * np.mean(apart)
+
+
+# ---- prompts drawn anew
+
+
+def test_interval_of_a_mean_is_the_normal_one():
+    values = np.random.default_rng(0).normal(0.5, 0.1, 60)
+    low, high = prompt_interval(values)
+    half = 1.96 * values.std() / 60**0.5
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
+    assert (low, high) == prompt_interval(values) and prompt_interval(values[:1]) is None
+
+
+def test_interval_over_prompts_alone_covers_what_pictures_add():
+    """Prompts that do not differ at all: the whole spread of their means is their pictures' noise."""
+    rng, hits = np.random.default_rng(2), 0
+    for repeat in range(100):
+        low, high = prompt_interval((rng.random((30, 16)) < 0.3).mean(1), draws=200, seed=repeat)
+        hits += low <= 0.3 <= high
+    assert 88 <= hits <= 100
+
+
+def test_interval_of_any_statistic_of_the_prompts_is_moved_back_onto_it():
+    counts = np.random.default_rng(0).multinomial(40, [0.5, 0.5], size=12)
+
+    def pooled(sets):
+        return target_error(frequencies(sets.sum(axis=1)), np.array([0.5, 0.5]))
+
+    low, high = prompt_interval(counts, pooled)
+    measured = float(pooled(counts[None])[0])
+    assert low < measured < high
+    doubled = prompt_interval(counts, lambda sets: 2 * pooled(sets))
+    assert doubled == pytest.approx((2 * low, 2 * high))
 
 
 def test_measure_is_json():

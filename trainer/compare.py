@@ -3,9 +3,10 @@
     python trainer/compare.py portrait +runs/joint/adapter.safetensors tokens=+runs/soft/adapter.safetensors
     python trainer/compare.py sd15=models/sd15 models/sd15+sd15.safetensors --guidance 7.5
 
-Each model is [NAME=][MODEL][+ADAPTER]; without MODEL it is --model. The options are those of evaluate.py;
-whatever evaluate.py has measured already is not measured again. Writes comparison.html and comparison.json
-into --out, with the paper's published tables beside ours, marked as theirs.
+Each model is [NAME=][MODEL][+ADAPTER]; without MODEL it is --model. Most options are those of evaluate.py;
+whatever evaluate.py has measured already is not measured again. --target is for adapters that follow one.
+Writes comparison.html and comparison.json into --out, with the paper's published tables beside ours, marked
+as theirs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import importlib.util
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +30,11 @@ if "fair_adapter" not in sys.modules:  # the repository root under its one impor
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from fair_adapter.shared.adapter import FairnessAdapter
+from fair_adapter.shared.attributes import TargetDistribution
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer import evaluate
 from fair_adapter.trainer.evaluation.comparison import Column, Comparison
+from fair_adapter.trainer.evaluation.rows import FEW
 from fair_adapter.trainer.tables import print_table
 from fair_adapter.trainer.training.setup import model_folder
 
@@ -60,6 +63,11 @@ class Entry:
             shown = path.parent.name if path.stem == "adapter" and path.parent.name else path.stem
         return cls(name or shown, base or model, Path(file) if file else None)
 
+    def told(self, strength: float) -> str:
+        """What its name stands for."""
+        adapter = "" if self.adapter is None else f" + {self.adapter}, strength {strength:g}"
+        return f"{self.name}: {self.model}{adapter}"
+
 
 def compare(options: argparse.Namespace) -> Comparison:
     """Measure whatever is not measured yet."""
@@ -72,47 +80,76 @@ def compare(options: argparse.Namespace) -> Comparison:
     prompts = evaluate.read_set(options.prompts, options)
     columns: dict[str, Column] = {}
     scales: dict[str, float] = {}
-    attributes, classifier = (), ""
+    facts: dict[str, dict[str, str]] = {}
+    attributes = ()
     for model in dict.fromkeys(entry.model for entry in entries):  # one in memory at a time
         mine = [entry for entry in entries if entry.model == model]
         bench = evaluate.open_bench(options, model, *(adapters[e.adapter] for e in mine if e.adapter))
         plan = evaluate.plan_for(options, model, bench)
-        scales[model] = plan.scale
+        scales[model], facts[model] = plan.scale, bench.facts(plan)
         equal = bench.observer.target(";".join(f"{a.name}=equal" for a in bench.attributes[:2]))
         original = bench.original(prompts, plan, equal)
         for entry in mine:
-            if entry.adapter is None:
-                columns[entry.name] = Column(entry.name, original, "-")
-                continue
-            adapter = adapters[entry.adapter]
-            asked = options.target if adapter.conditioned else None
-            measured = bench.adapted(adapter, prompts, plan, original, asked, options.strength)
-            target = adapter.targets.resolve(asked).target.to_text()
-            columns[entry.name] = Column(entry.name, measured, target)
-        attributes, classifier = bench.attributes, bench.observer.classifier.identity
+            measured, target = original, None
+            if entry.adapter is not None:
+                adapter = adapters[entry.adapter]
+                target = asked(adapter, entry.name, options.target)
+                measured = bench.adapted(adapter, prompts, plan, original, target, options.strength)
+            columns[entry.name] = Column(entry.name, measured, target, bench.model.latent_shape)
+        attributes = bench.attributes
         del bench
-    by_model = ", ".join(f"{scale:g} ({model})" for model, scale in scales.items())
-    known = {f"{scale:g}" for scale in scales.values()}
-    facts = {
+    facts_of_all = {
         "date": datetime.date.today().isoformat(),
-        "prompts": f"{options.prompts}, {len(prompts)} prompts, {options.images} pictures of each",
-        "sampler": f"{options.steps} steps, guidance scale {known.pop() if len(known) == 1 else by_model}",
-        "classifier": classifier,
+        "models": "; ".join(entry.told(options.strength) for entry in entries),
+        "prompts": evaluate.prompt_facts(options, prompts),
+        "sampler": f"{options.steps} steps, guidance scale "
+        + one_text({model: f"{scale:g}" for model, scale in scales.items()}),
     }
+    for name in next(iter(facts.values())):
+        if name != "model":  # which of them is in each column is told already
+            facts_of_all[name] = one_text({model: table[name] for model, table in facts.items()})
     command = shlex.join(["python", "trainer/compare.py", *options.arguments])
     ordered = [columns[entry.name] for entry in entries]
-    return Comparison("Fairness adapters compared", prompts, attributes, ordered, command, facts)
+    return Comparison("Fairness adapters compared", prompts, attributes, ordered, command, facts_of_all)
+
+
+def asked(adapter: FairnessAdapter, name: str, target: str | None) -> TargetDistribution:
+    """The target of one of the adapters: the asked-for one, or its own where it follows none; says so."""
+    if target is not None and not adapter.conditioned:
+        own = adapter.targets.default
+        evaluate.warn(f"{name}: this adapter is trained for {own.to_text()} alone: --target has no effect")
+        return own
+    resolved = adapter.targets.resolve(target)
+    evaluate.warn(*(f"{name}: {warning}" for warning in resolved.warnings))
+    return resolved.target
+
+
+def one_text(texts: Mapping[str, str]) -> str:
+    """A fact of several base models: one text where they agree, or each model's."""
+    known = set(texts.values())
+    return known.pop() if len(known) == 1 else ", ".join(f"{text} ({model})" for model, text in texts.items())
 
 
 def print_summary(comparison: Comparison) -> None:
     """The figures that matter, on the terminal."""
-    rows = [
-        [f"{name} bias", *(f"{cell['bias']:.3f}" if cell else "-" for cell in cells)]
-        for name, cells in comparison.bias_rows()
-    ]
-    for name, values in comparison.kept_rows():
-        rows.append([name, *("-" if value is None else f"{value:.3f}" for value in values)])
+    rows = []
+    for prefix, within in (("", None), ("independent: ", "independent")):
+        for row in comparison.skew(within):
+            title = f"{prefix}{row.name} {row.what}"
+            rows.append([title, *(cell.figure.number if cell else "-" for cell in row.cells)])
+            changes = [cell.difference if cell else None for cell in row.cells]
+            if any(changes):
+                shown = [f"{change.number} {change.interval}" if change else "" for change in changes]
+                rows.append(["  to its base model", *shown])
+            before = [cell.before if cell else None for cell in row.cells]
+            if any(value is not None for value in before):
+                rows.append(["  of the base model", *("" if v is None else f"{v:.3f}" for v in before)])
+    for row in comparison.kept():
+        cells = [f"{figure.number} {figure.note}".strip() if figure else "-" for figure in row.figures]
+        rows.append([row.name, *cells])
     print_table(["measure", *(column.name for column in comparison.columns)], rows, comparison.title)
+    if comparison.few:
+        print(f"few prompts, {FEW}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parents=[evaluate.parser(False)],
     )
     parser.add_argument("entries", nargs="+", metavar="MODEL", help="[NAME=][MODEL][+ADAPTER]")
+    parser.add_argument("--target", help="for adapters that follow a target (default: each adapter's own)")
     parser.set_defaults(out=Path("runs/compare"))
     return evaluate.carry_out(parser, arguments, compare, Comparison.write, print_summary)
 

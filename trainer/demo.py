@@ -39,9 +39,10 @@ def run(config: Config, command: str) -> int:
     from fair_adapter.shared.adapter import FairnessAdapter
     from fair_adapter.trainer.configuration.prompts import evenly, read_prompts
     from fair_adapter.trainer.evaluate import print_summary
-    from fair_adapter.trainer.evaluation.measuring import Bench, Instruments
+    from fair_adapter.trainer.evaluation.measuring import Bench, Instruments, asked_encoders
     from fair_adapter.trainer.evaluation.readings import Plan
     from fair_adapter.trainer.evaluation.report import Report
+    from fair_adapter.trainer.evaluation.rows import counted
     from fair_adapter.trainer.training.logs import logged_seconds
     from fair_adapter.trainer.training.processes import Processes
     from fair_adapter.trainer.training.setup import guidance_scale, model_folder
@@ -49,7 +50,15 @@ def run(config: Config, command: str) -> int:
     began, asked = time.perf_counter(), config.evaluation
     prompts = evenly(read_prompts(PromptSource(asked.prompts)), asked.limit)
     cache = None if config.references.cache is None else Path(config.references.cache)
-    instruments = Instruments(config.faces.classifier, detector=config.faces.detector, cache=cache)
+    encoders = asked_encoders(config)
+    instruments = Instruments(
+        config.faces.classifier,
+        encoder=encoders[0] if encoders else None,
+        detector=config.faces.detector,
+        cache=cache,
+        more=encoders[1:],
+        alignment=asked.clip,
+    )
     folder = model_folder(config.model.path)
 
     print(
@@ -86,11 +95,9 @@ def run(config: Config, command: str) -> int:
         command=command,
         facts={
             "date": datetime.date.today().isoformat(),
-            "model": f"{folder.name}, guidance scale {scale:g}, {asked.steps} steps",
-            "prompts": f"{asked.prompts}, {asked.images} pictures of each",
-            "classifier": bench.observer.classifier.identity,
-            "independent classifier": bench.judge.identity,
-            "adapter": str(path),
+            **bench.facts(plan),
+            "prompts": f"{asked.prompts}, {counted(len(prompts), 'prompt')}, {asked.images} pictures of each",
+            "adapter": f"{path}, strength 1",
         },
     )
     print_summary(report)

@@ -38,9 +38,10 @@ from fair_adapter.shared.attributes import TargetDistribution
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer.configuration.config import ModelConfig, PromptSource, load_config
 from fair_adapter.trainer.configuration.prompts import SETS, Prompt, evenly, read_prompts
-from fair_adapter.trainer.evaluation.measuring import INDEPENDENT, Bench, Instruments
+from fair_adapter.trainer.evaluation.measuring import INDEPENDENT, Bench, Instruments, asked_encoders
 from fair_adapter.trainer.evaluation.readings import REMEDY, Plan
 from fair_adapter.trainer.evaluation.report import Measured, Report
+from fair_adapter.trainer.evaluation.rows import FEW, counted
 from fair_adapter.trainer.tables import print_table
 from fair_adapter.trainer.training.memory import memory_told
 from fair_adapter.trainer.training.processes import Processes, check_device
@@ -73,6 +74,13 @@ def evaluate(options: argparse.Namespace) -> Report:
         sections[name] = _figures(*measure(chosen, scales[0]))
     for scale in scales[1:]:
         sections[f"guidance {scale:g}"] = _figures(*measure(prompts, scale))
+    facts = {
+        "date": datetime.date.today().isoformat(),
+        **bench.facts(_plan(options, scales[0])),
+        "prompts": prompt_facts(options, prompts),
+    }
+    if adapter is not None:
+        facts["adapter"] = f"{adapter.source}, strength {options.strength:g}"
     return Report(
         title=_title(options, adapter),
         prompts=prompts,
@@ -82,7 +90,7 @@ def evaluate(options: argparse.Namespace) -> Report:
         adapter=adapted,
         seconds={**bench.seconds, "total": time.perf_counter() - began},
         command=shlex.join(["python", "trainer/evaluate.py", *options.arguments]),
-        facts=_facts(options, bench, adapter, scales[0]),
+        facts=facts,
         sections=sections,
     )
 
@@ -99,7 +107,7 @@ def open_bench(options: argparse.Namespace, model: str, *adapters: FairnessAdapt
         options.detector,
         options.cache,
         tuple(options.more_encoders),
-        options.clip,
+        None if options.clip == "none" else options.clip,
     )
     processes, device = options.processes, options.device
     if processes is not None:
@@ -108,9 +116,14 @@ def open_bench(options: argparse.Namespace, model: str, *adapters: FairnessAdapt
     bench = Bench(model_folder(model), instruments, device, config=config, processes=processes)
     for adapter in adapters:
         adapter.at(None, options.strength)
-        for warning in bench.check(adapter):
-            print(f"warning: {warning}", file=sys.stderr)
+        warn(*bench.check(adapter))
     return bench
+
+
+def warn(*warnings: str) -> None:
+    """One line each on the terminal."""
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _model(options: argparse.Namespace, path: str) -> ModelConfig:
@@ -135,8 +148,7 @@ def _target(adapter: FairnessAdapter | None, options: argparse.Namespace, bench:
     """What the figures are compared with: the asked-for target, the adapter's, or equal shares."""
     if adapter is not None:
         resolved = adapter.targets.resolve(options.target)
-        for warning in resolved.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+        warn(*resolved.warnings)
         return bench.observer.target(resolved.target.to_text())
     return bench.observer.target(options.target or ";".join(f"{a.name}=equal" for a in bench.attributes[:2]))
 
@@ -151,40 +163,47 @@ def _title(options: argparse.Namespace, adapter: FairnessAdapter | None) -> str:
     return f"{model} model" if adapter is None else f"{adapter.info.name} on the {model} model"
 
 
-def _facts(
-    options: argparse.Namespace, bench: Bench, adapter: FairnessAdapter | None, scale: float
-) -> dict[str, str]:
-    facts = {
-        "date": datetime.date.today().isoformat(),
-        "model": f"{bench.name}, guidance scale {scale:g}, {options.steps} steps",
-        "prompts": f"{options.prompts}, {options.images} pictures of each",
-        "classifier": bench.observer.classifier.identity,
-    }
-    if bench.judge is not None:
-        facts["independent classifier"] = bench.judge.identity
-    if adapter is not None:
-        facts["adapter"] = f"{adapter.source}, strength {options.strength:g}"
-    return facts
+def prompt_facts(options: argparse.Namespace, prompts: Sequence[Prompt]) -> str:
+    """What was drawn, for reports."""
+    pictures = counted(options.images, "picture")
+    return f"{options.prompts}, {counted(len(prompts), 'prompt')}, {pictures} of each"
 
 
 def print_summary(report: Report) -> None:
     """The figures that matter, on the terminal."""
-    models = report.measured()
+    tables, models = report.tables(report.models()), [name for name, _ in report.measured()]
+    adapted = report.adapter is not None
     rows = []
-    measures = [("bias", "bias", "floor")]
-    if not report.target.is_equal():  # bias is the distance to equal shares
-        measures.append(("off target", "target_error", "target_floor"))
-    for title, figure, floor in measures:
-        for row in report.bias_rows():
-            found = [row.get(m) or {} for m, _ in models]
-            if any(figure in table for table in found):
-                cells = [f"{table[figure]:.3f}" if figure in table else "-" for table in found]
-                last = found[-1] or found[0]
-                rows.append([f"{row['name']} {title}", *cells, f"floor {last[floor]:.3f}"])
-    for row in report.kept_rows():
-        cells = [f"{row[m]:.3f}" if row.get(m) is not None else "-" for m, _ in models]
-        rows.append([row["name"], *cells, row["expectation"]])
-    print_table(["measure", *(name for name, _ in models), ""], rows, report.title)
+    for prefix, skew in (("", "skew"), ("independent: ", "independent")):
+        for row in tables[skew]:
+            change = row.last.difference
+            cells = [cell.figure.number if cell else "-" for cell in row.cells]
+            if adapted:
+                cells.append(f"{change.number} {change.interval}" if change else "-")
+            rows.append([f"{prefix}{row.name} {row.what}", *cells, f"floor {row.last.floor:.3f}"])
+    for row in tables["kept"]:
+        cells = [f"{figure.number} {figure.note}".strip() if figure else "-" for figure in row.figures]
+        rows.append([row.name, *cells, *([""] if adapted else []), row.expectation])
+    columns = ["measure", *models, *(["difference [95%]"] if adapted else []), ""]
+    print_table(columns, rows, report.title)
+    _print_sections(report)
+    if tables["few"]:
+        print(f"few prompts, {FEW}")
+
+
+def _print_sections(report: Report) -> None:
+    """A line for each further measurement: every bias and distance to the target before and after."""
+    lines = {
+        title: {
+            f"{row.name} {row.what}": " -> ".join(cell.figure.number if cell else "-" for cell in row.cells)
+            for row in report.tables(section)["skew"]
+        }
+        for title, section in report.sections.items()
+    }
+    columns = list(dict.fromkeys(name for line in lines.values() for name in line))
+    rows = [[title, *(line.get(name, "-") for name in columns)] for title, line in lines.items()]
+    if rows:
+        print_table(["measured on", *columns], rows, "other prompts and guidance scales")
 
 
 def launched(device: str) -> Processes | None:
@@ -194,10 +213,11 @@ def launched(device: str) -> Processes | None:
     return Processes("cpu" if device == "cpu" else "auto", patience=PATIENCE)
 
 
-def parser(help: bool = True) -> argparse.ArgumentParser:
-    """help: whether it has --help; a parser that others build on has none."""
+def parser(alone: bool = True) -> argparse.ArgumentParser:
+    """The options of this program; not `alone` those that programs of several measurements share, without
+    --help and without what one measurement has only one of."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=help
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=alone
     )
     add = parser.add_argument
     add("--config", type=Path, help="a configuration of trainer/train.py, in place of all that follow")
@@ -214,23 +234,26 @@ def parser(help: bool = True) -> argparse.ArgumentParser:
         default="encoded",
         help="an empty negative prompt of SDXL (encoded, as by ComfyUI; zeros as in A1111 and Forge)",
     )
-    add("--adapter", type=Path, help="fairness adapter; without one only the base model is measured")
-    add("--target", help="target for the adapter, such as gender=75/25 (default: the adapter's)")
-    if help:  # a comparison is of several adapters
+    if alone:
+        add("--adapter", type=Path, help="fairness adapter; without one only the base model is measured")
+        add("--target", help="target for the adapter, such as gender=75/25 (default: the adapter's)")
         add("--record", action="store_true", help="write the figures into the adapter file, for the hosts")
+        add("--also", nargs="*", default=[], metavar="SET", help="further sets or files")
     add("--strength", type=float, default=1.0, help="of the adapter (1)")
     add("--prompts", default="occupations_test", help=f"a set ({', '.join(SETS)}) or a file")
-    add("--also", nargs="*", default=[], metavar="SET", help="further sets or files")
     add("--template", nargs="*", default=[], help="templates with {} for the names")
     add("--limit", type=int, default=0, help="prompts of a set, evenly spread (0: all)")
     add("--images", type=int, default=160, help="pictures of each prompt (160)")
     add("--steps", type=int, default=20, help="of the sampler (20)")
+    usual = "the model's own or its family's usual one"
+    sweep = f"scales; the first is the report's, others a sweep ({usual})"
     add(
         "--guidance",
-        nargs="*",
+        nargs="*" if alone else 1,
         type=float,
         default=[],
-        help="scales; the first is the report's, others a sweep (the model's own or its family's usual one)",
+        metavar="SCALE",
+        help=sweep if alone else f"scale ({usual})",
     )
     add("--negative", default="", help="prompt of the unconditional branch")
     add("--classifier", default="default", help="NAME or NAME:PATH, the one of training")
@@ -242,7 +265,7 @@ def parser(help: bool = True) -> argparse.ArgumentParser:
         default=[],
         help="further ones; the paper's: open_clip_big dinov2_giant",
     )
-    add("--clip", help="measure similarity to the prompt too: open_clip or open_clip_big")
+    add("--clip", help="measure similarity to the prompt too: open_clip or open_clip_big (none)")
     add("--detector", choices=("mtcnn", "fixed"), default="mtcnn", help=argparse.SUPPRESS)
     add("--batch", type=int, default=32, help="pictures drawn at a time (32)")
     add("--dtype", choices=(*DTYPES, "auto"), help="of the model's weights (auto; float32 on a CPU)")
@@ -261,7 +284,7 @@ def with_config(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> ar
     if options.config is None:
         return options
     config = load_config(options.config)
-    model, asked = config.model, config.evaluation
+    model, asked, encoders = config.model, config.evaluation, asked_encoders(config)
     names = ("variant", "without", "scheduler", "size", "encoding", "empty_negative", "negative")
     parser.set_defaults(
         **{name: getattr(model, name) for name in names},
@@ -270,8 +293,9 @@ def with_config(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> ar
         dtype=model.dtype,
         guidance=[] if model.guidance_scale is None else [model.guidance_scale],
         classifier=config.faces.classifier,
-        encoder=config.loss.encoders[0] if config.loss.encoders else "none",
-        more_encoders=list(config.loss.encoders[1:]),
+        encoder=encoders[0] if encoders else "none",
+        more_encoders=list(encoders[1:]),
+        clip=asked.clip,
         prompts=asked.prompts,
         limit=asked.limit,
         images=asked.images,

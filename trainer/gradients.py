@@ -10,7 +10,8 @@ distance of the image encoders). Three gradients of it are compared:
     adjusted  R: the direct coefficient set to 1 as well
 
 First the size of each step's share in the gradient of a text-encoder LoRA, mean and 90% interval over
-prompts and noises; then the loss of short trainings with each. Writes gradients.json and gradients.png.
+prompts and noises; then the loss of short trainings with each, mean and range. Writes gradients.json and
+gradients.png.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ Gradient = Literal["naive", "direct", "exact"]
 TITLES: dict[Gradient, str] = {"naive": "naive", "direct": "direct", "exact": "adjusted"}
 SPACE = TargetSpace(TargetDistribution.parse("gender=50/50"))  # the adapter's form asks for one; unused here
 BANK, BATCH = 16, 4  # noises of a training, and how many of them an iteration takes
+FEW_RUNS = 20  # the outermost twentieth of fewer is not even one: no quantile but the extremes
 SPREAD = 0.02  # of the LoRA's first numbers: at up = 0 half of its gradient is zero
 
 
@@ -176,12 +178,16 @@ def train(
     return losses
 
 
-def summary(values: np.ndarray) -> dict[str, list[float]]:
-    """Mean and 90% interval over the runs of (runs, K)."""
+def summary(values: np.ndarray) -> dict[str, Any]:
+    """Mean over the runs of (runs, K), and where 90% of them lie: the range of all where they are few."""
+    few = len(values) < FEW_RUNS
+    low, high = np.quantile(values, (0.0, 1.0) if few else (0.05, 0.95), axis=0)
+    spread = f"range of {len(values)} runs" if few else f"90% interval of {len(values)} runs"
     return {
         "mean": values.mean(0).tolist(),
-        "low": np.quantile(values, 0.05, axis=0).tolist(),
-        "high": np.quantile(values, 0.95, axis=0).tolist(),
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "spread": spread,
     }
 
 
@@ -194,8 +200,9 @@ def plot(report: dict[str, Any]) -> bytes:
             (line,) = axis.plot(x, curve["mean"], label=name)
             axis.fill_between(x, curve["low"], curve["high"], color=line.get_color(), alpha=0.2)
         axis.legend()
-    left.set(title="training loss, of the base model's", xlabel="iteration", ylim=(0, None))
-    right.set(title="each step's share in the gradient", xlabel="timestep", yscale="log")
+    loss, steps = (next(iter(report[part].values()))["spread"] for part in ("loss", "steps"))
+    left.set(title=f"training loss, of the base model's ({loss})", xlabel="iteration", ylim=(0, None))
+    right.set(title=f"each step's share in the gradient ({steps})", xlabel="timestep", yscale="log")
     right.invert_xaxis()
     return to_png(figure)
 

@@ -241,12 +241,18 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How trainer/demo.py measures the model before and after."""
+    """How trainer/demo.py, and trainer/evaluate.py with --config, measure the model before and after."""
 
     prompts: str = option("occupations_test", "set or file of held-out prompts")
     limit: int = option(8, "prompts of it, evenly spread; 0 for all", least=0)
     images: int = option(96, "pictures of each prompt", least=1)
     steps: int = option(20, "steps of the sampler", least=1)
+    encoders: tuple[str, ...] | None = option(
+        None, "image encoders of the similarity, best such as training does not use; null: the loss's own"
+    )
+    clip: str | None = option(
+        None, "CLIP of the similarity to the prompt: open_clip or open_clip_big; null for none"
+    )
 
 
 @dataclass(frozen=True)

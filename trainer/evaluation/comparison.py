@@ -8,29 +8,38 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...shared.attributes import Attribute
+from ...shared.attributes import Attribute, TargetDistribution
 from ...shared.bar_grid import draw_legend
-from ...shared.bars import ordered
 from ...shared.tensor_file import write_bytes
 from ..configuration.prompts import Prompt
+from .measures import JOINT
+from .pages import data_url, render
 from .published import NOTE, SOURCE, TABLES
-from .report import CELL, NAMES, SHOWN, Measured, data_url, kept_values, strip
-
-TEMPLATE = Path(__file__).parent / "templates" / "comparison.html"
+from .report import CELL, SHOWN, Measured, strip
+from .rows import FEW, NAMES, PAIR, KeptRow, SkewRow, counted, few_prompts, kept_rows, skew_rows
 
 
 @dataclass(frozen=True)
 class Column:
-    """A model, with an adapter or without.  target: what its shares are held against, as text."""
+    """A model, with an adapter or without.
+
+    target: what its shares are held against; None for a base model.  latents: shape of its noises.
+    """
 
     name: str
     measured: Measured
-    target: str
+    target: TargetDistribution | None
+    latents: tuple[int, ...]
+
+    @property
+    def asked(self) -> str:
+        """The target as text."""
+        return "-" if self.target is None else self.target.to_text()
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """columns: of the same prompts and noises.  attributes: those of the readings."""
+    """columns: of the same prompts, and of the same noises where these fit.  attributes: of the readings."""
 
     title: str
     prompts: Sequence[Prompt]
@@ -42,13 +51,13 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """comparison.json. The published tables are under a key of their own."""
         return {
-            "columns": {c.name: {"target": c.target, **c.measured.figures} for c in self.columns},
+            "columns": {c.name: {"target": c.asked, **c.measured.figures} for c in self.columns},
             "prompts": [p.text for p in self.prompts],
             "command": self.command,
             "facts": dict(self.facts),
             "published": {
                 "source": SOURCE,
-                "note": NOTE,
+                "note": f"{NOTE} {self.ceilings()}",
                 "tables": {t.title: [list(t.columns), *map(list, t.rows)] for t in TABLES},
             },
         }
@@ -63,35 +72,72 @@ class Comparison:
 
     def to_html(self) -> str:
         """The page, complete in itself."""
-        import jinja2
-
-        environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-        return template.render(
+        return render(
+            "comparison.html",
             title=self.title,
+            lead=self.lead(),
             columns=self.columns,
-            bias=self.bias_rows(),
-            independent=self.bias_rows("independent"),
-            kept=self.kept_rows(),
+            skew=self.skew(),
+            independent=self.skew("independent"),
+            kept=self.kept(),
+            few=FEW if self.few else "",
+            same_noises=self.same_noises,
             grids=self.grids(),
             legend=data_url(draw_legend(self.attributes, 900)),
             facts={**self.facts, "command": self.command},
             tables=TABLES,
             note=NOTE,
+            ceilings=self.ceilings(),
             source=SOURCE,
         )
 
-    def bias_rows(self, within: str | None = None) -> list[tuple[str, list[Any]]]:
-        """(attribute, its figures in every column); those that no column has are left out."""
-        tables = [c.measured.figures.get(within, {}) if within else c.measured.figures for c in self.columns]
-        names = [*(a.name for a in ordered(self.attributes)), "gender_x_race"]
-        rows = [(NAMES.get(name, name), [table.get(name) for table in tables]) for name in names]
-        return [(name, cells) for name, cells in rows if any(cells)]
+    @property
+    def same_noises(self) -> bool:
+        """Whether the pictures of all models began with the same noises: their latents have one shape."""
+        return len({column.latents for column in self.columns}) < 2
 
-    def kept_rows(self) -> list[tuple[str, list[float | None]]]:
-        """(measure, its value in every column)."""
-        rows = kept_values([c.measured.figures for c in self.columns])
-        return [(name, cells) for name, _, cells in rows if any(cell is not None for cell in cells)]
+    def lead(self) -> str:
+        """What is compared, in a sentence or two."""
+        prompts = counted(len(self.prompts), "prompt")
+        count = f"{counted(len(self.columns), 'model')} on the same {prompts}"
+        if self.same_noises:
+            return f"{count} and noises."
+        shapes: dict[tuple[int, ...], list[str]] = {}
+        for column in self.columns:
+            shapes.setdefault(column.latents, []).append(column.name)
+        groups = [f"{', '.join(names)} ({' x '.join(map(str, s))})" for s, names in shapes.items()]
+        return (
+            f"{count}. Latents of different shapes begin with different noises: only models of the same "
+            f"shape share theirs, {' and '.join(groups)}."
+        )
+
+    def ceilings(self) -> str:
+        """The largest possible biases with the classes at hand."""
+        classes = {a.name: len(a) for a in self.attributes}
+        if set(JOINT) <= set(classes):
+            classes[PAIR] = classes["gender"] * classes["race"]
+        most = [f"{NAMES.get(name, name)} {2 / count:.2f}" for name, count in classes.items()]
+        return f"With the classes measured here biases are at most: {', '.join(most)}."
+
+    def skew(self, within: str | None = None) -> list[SkewRow]:
+        """Bias, and how far off their target the adapters are that have an unequal one.
+
+        within: "independent" for that classifier's.
+        """
+        targets = [column.target for column in self.columns]
+        return skew_rows(self._figures(), self.attributes, targets, within)
+
+    def kept(self) -> list[KeptRow]:
+        """What should stay as it was."""
+        return kept_rows(self._figures())
+
+    @property
+    def few(self) -> bool:
+        """Whether there are too few prompts for good intervals."""
+        return few_prompts(self._figures())
+
+    def _figures(self) -> list[Mapping[str, Any]]:
+        return [column.measured.figures for column in self.columns]
 
     def grids(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """(prompt, [(column, its pictures)]) of some prompts, the same noises above each other."""

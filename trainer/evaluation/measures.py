@@ -1,7 +1,7 @@
 """Figures of a measured model, as report.json holds them.
 
     gender, race, age, gender_x_race   bias (the paper's), ci95, floor, n_per_prompt, shares, std, prompts;
-                                       where a target is given target_error and target_floor as well
+                                       where a target is given target_error, target_ci95, target_floor as well
     face_rate            share of pictures with a face
     text_alignment       share of pictures whose cue is the prompt's (portrait model), else null
     identity_diversity   mean distance of the unit face features of two pictures of a prompt; _alike: of two
@@ -9,7 +9,14 @@
     image_similarity     mean cosine of image features with the original model's picture of the same noise, by
                          the first image encoder; image_similarities by each, where there are several
     clip_t               mean cosine of pictures with their prompt in CLIP's space, where it was measured
+    skin_texture         contrast of the fine detail of the faces
+    intervals            95% intervals of these, each under its name
     independent          bias figures by the classifier that training does not use
+    difference           what an adapter adds to the original's bias figures, pictures of the same noise
+                         paired: bias, ci95; where a target is given target_error, target_ci95, and the
+                         original's own as target_error_before; independent as well
+    encoders             names of the image encoders; trained_encoders: those of an adapter's training
+    prompts, pictures    how many
 
 Distances and similarities compare pictures of the same prompt, so that they say nothing about prompts.
 """
@@ -17,6 +24,7 @@ Distances and similarities compare pictures of the same prompt, so that they say
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,15 +32,22 @@ import numpy as np
 from ...shared.attributes import Attribute, TargetDistribution
 from ...shared.errors import FairAdapterError
 from ...shared.metrics import (
+    bootstrap_interval,
     class_counts,
-    frequencies,
     joint_labels,
+    mean_over_prompts,
     measure_bias,
+    paired_counts,
+    paired_difference,
+    prompt_interval,
     target_error,
     target_error_floor,
 )
 from ..configuration.prompts import Prompt
 from .readings import Readings
+
+Columns = dict[str, tuple[list[Attribute], list[np.ndarray]]]
+JOINT = ("gender", "race")
 
 
 def summarise(
@@ -51,67 +66,151 @@ def summarise(
     encoders: names of the image encoders of the readings.
     """
     result: dict[str, Any] = bias_figures([r.labels for r in readings], attributes, target)
-    result["face_rate"] = float(np.mean([r.has_face.mean() for r in readings]))
-    result["text_alignment"] = cue_share(readings, prompts)
-    result["identity_diversity"] = identity_diversity(readings)
-    result["identity_diversity_alike"] = identity_diversity(readings, alike=True)
-    result["image_similarity"] = image_similarity(readings, original)
-    if len(encoders) > 1:
-        result["image_similarities"] = {
-            name: image_similarity(readings, original, i) for i, name in enumerate(encoders)
-        }
-    if readings and all(len(r.texts) for r in readings):
-        result["clip_t"] = float(np.mean([r.texts.mean() for r in readings]))
-    if readings and all(np.isfinite(r.texture).any() for r in readings):
-        result["skin_texture"] = float(np.mean([np.nanmean(r.texture) for r in readings]))
+    result |= kept_figures(readings, prompts, original, encoders)
+    result["prompts"] = len(readings)
     result["pictures"] = int(sum(len(r.labels) for r in readings))
     if judges:
         result["independent"] = bias_figures([r.judged for r in readings], judges, target)
+    if original is not None:
+        before, after = ([r.labels for r in model] for model in (original, readings))
+        result["difference"] = difference_figures(before, after, attributes, target)
+        if judges:
+            before, after = ([r.judged for r in model] for model in (original, readings))
+            result["difference"]["independent"] = difference_figures(before, after, judges, target)
     return result
+
+
+# ---- bias
 
 
 def bias_figures(
     labels: Sequence[np.ndarray], attributes: Sequence[Attribute], target: TargetDistribution | None
 ) -> dict[str, Any]:
     """Attribute -> figures, and gender_x_race, from labels (n, A) of each prompt; null without any face."""
+    return {
+        name: _figures(rows, parts, target) for name, (parts, rows) in _columns(labels, attributes).items()
+    }
+
+
+def difference_figures(
+    before: Sequence[np.ndarray],
+    after: Sequence[np.ndarray],
+    attributes: Sequence[Attribute],
+    target: TargetDistribution | None,
+) -> dict[str, Any]:
+    """Attribute -> what `after` adds to `before`, from labels (n, A) of the same prompts and noises; null
+    where one of them has no face."""
     figures: dict[str, Any] = {}
-    columns = {a.name: [rows[:, i] for rows in labels] for i, a in enumerate(attributes)}
-    for attribute in attributes:
-        figures[attribute.name] = _figures(columns[attribute.name], [attribute], target)
-    pair = [a for a in attributes if a.name in ("gender", "race")]
-    if len(pair) == 2:
-        figures["gender_x_race"] = _figures(joint_labels(columns, pair), pair, target)
+    second = _columns(after, attributes)
+    for name, (parts, rows) in _columns(before, attributes).items():
+        counts = paired_counts(rows, second[name][1], len(_cells(parts)))
+        added, interval = paired_difference(counts)
+        figures[name] = None if np.isnan(added) else {"bias": added, "ci95": list(interval)}
+        wanted = _wanted(parts, target)
+        if wanted is not None and figures[name] is not None:
+            off = partial(target_error, target=wanted)
+            added, interval = paired_difference(counts, off)
+            base = float(mean_over_prompts(counts.sum(axis=2)[:, :-1], off))
+            figures[name] |= {
+                "target_error": added,
+                "target_ci95": list(interval),
+                "target_error_before": base,
+            }
     return figures
+
+
+def _columns(labels: Sequence[np.ndarray], attributes: Sequence[Attribute]) -> Columns:
+    """Name of a figure -> its attributes, and for each prompt (n,) classes or cells, -1 for none."""
+    columns = {a.name: [rows[:, i] for rows in labels] for i, a in enumerate(attributes)}
+    found: Columns = {a.name: ([a], columns[a.name]) for a in attributes}
+    pair = [a for a in attributes if a.name in JOINT]
+    if len(pair) == len(JOINT):
+        found["_x_".join(JOINT)] = (pair, joint_labels(columns, pair))
+    return found
+
+
+def _cells(attributes: Sequence[Attribute]) -> list[str]:
+    """The classes of one attribute, or the cells of several, in row-major order."""
+    return ["*".join(cell) for cell in TargetDistribution.uniform(attributes).cells]
+
+
+def _wanted(attributes: Sequence[Attribute], target: TargetDistribution | None) -> np.ndarray | None:
+    """Shares (K,) that a target asks of these cells; None where it says nothing of them."""
+    # an adapter's target may be of another classifier's classes, such as four races for these three
+    if target is None or not set(attributes) <= set(target.attributes):
+        return None
+    return target.marginal(*(a.name for a in attributes)).reshape(-1)
 
 
 def _figures(
     labels: Sequence[np.ndarray], attributes: Sequence[Attribute], target: TargetDistribution | None
 ) -> dict[str, Any] | None:
-    """Of the classes of one attribute, or of the cells of several, in row-major order."""
-    cells = ["*".join(cell) for cell in TargetDistribution.uniform(attributes).cells]
+    """Of the cells of some attributes."""
+    cells = _cells(attributes)
     try:
         counts = class_counts(labels, len(cells))
     except FairAdapterError:  # not one face
         return None
     table = measure_bias(labels, cells).to_dict()
-    # an adapter's target may be of another classifier's classes, such as four races for these three
-    if target is not None and set(attributes) <= set(target.attributes):
-        wanted = target.marginal(*(a.name for a in attributes)).reshape(-1)
-        table["target_error"] = float(target_error(frequencies(counts), wanted).mean())
-        table["target_floor"] = float(
-            np.mean([target_error_floor(int(n), wanted) for n in counts.sum(axis=1)])
-        )
+    wanted = _wanted(attributes, target)
+    if wanted is not None:
+        off = partial(target_error, target=wanted)
+        table["target_error"] = float(mean_over_prompts(counts, off))
+        table["target_ci95"] = list(bootstrap_interval(counts, off))
+        floors = [target_error_floor(int(n), wanted) for n in counts.sum(axis=1)]
+        table["target_floor"] = float(np.mean(floors))
     return table
 
 
-def cue_share(readings: Sequence[Readings], prompts: Sequence[Prompt]) -> float | None:
-    """Share of pictures in which the cue of their prompt is recognised; None if no prompt has a cue."""
-    shares = [(r.cues == p.cue).mean() for r, p in zip(readings, prompts) if p.cue is not None]
-    return float(np.mean(shares)) if shares else None
+# ---- what should stay as it was
 
 
-def identity_diversity(readings: Sequence[Readings], alike: bool = False) -> float | None:
-    """Mean over prompts of the mean distance of the unit face features of two pictures; None without pairs.
+def kept_figures(
+    readings: Sequence[Readings],
+    prompts: Sequence[Prompt],
+    original: Sequence[Readings] | None,
+    encoders: Sequence[str],
+) -> dict[str, Any]:
+    """Measures by name, null where no prompt has any, and their `intervals`."""
+    measures: dict[str, np.ndarray] = {
+        "face_rate": np.array([r.has_face.mean() for r in readings]),
+        "text_alignment": cue_shares(readings, prompts),
+        "identity_diversity": identity_diversity(readings),
+        "identity_diversity_alike": identity_diversity(readings, alike=True),
+        "image_similarity": image_similarity(readings, original),
+    }
+    if readings and all(len(r.texts) for r in readings):
+        measures["clip_t"] = np.array([r.texts.mean() for r in readings])
+    if readings and all(np.isfinite(r.texture).any() for r in readings):
+        measures["skin_texture"] = np.array([np.nanmean(r.texture) for r in readings])
+    result: dict[str, Any] = {name: _mean(values) for name, values in measures.items()}
+    intervals: dict[str, Any] = {name: _interval(values) for name, values in measures.items()}
+    if len(encoders) > 1:
+        each = {name: image_similarity(readings, original, i) for i, name in enumerate(encoders)}
+        result["image_similarities"] = {name: _mean(values) for name, values in each.items()}
+        intervals["image_similarities"] = {name: _interval(values) for name, values in each.items()}
+    return {**result, "intervals": intervals}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _interval(values: np.ndarray) -> list[float] | None:
+    """None where the prompts show no spread: none, one alone or all exactly alike."""
+    if len(np.unique(values)) < 2:
+        return None
+    found = prompt_interval(values, within=(values.min(), values.max()))
+    return None if found is None else list(found)
+
+
+def cue_shares(readings: Sequence[Readings], prompts: Sequence[Prompt]) -> np.ndarray:
+    """Share of pictures in which the cue of their prompt is recognised, of each prompt that has a cue."""
+    return np.array([(r.cues == p.cue).mean() for r, p in zip(readings, prompts) if p.cue is not None])
+
+
+def identity_diversity(readings: Sequence[Readings], alike: bool = False) -> np.ndarray:
+    """Mean distance of the unit face features of two pictures, of each prompt that has such pairs.
 
     alike: only pairs of the same class in every attribute, whose distance does not grow when shares even out.
     """
@@ -124,22 +223,22 @@ def identity_diversity(readings: Sequence[Readings], alike: bool = False) -> flo
             pair &= (labels[:, None] == labels[None]).all(axis=2)
         if pair.any():
             spreads.append(np.sqrt(np.clip(2 - 2 * faces @ faces.T, 0, None))[pair].mean())
-    return float(np.mean(spreads)) if spreads else None
+    return np.array(spreads)
 
 
 def image_similarity(
     readings: Sequence[Readings], original: Sequence[Readings] | None, encoder: int = 0
-) -> float | None:
-    """Mean cosine of the image features of pictures of the same prompt and noise; None without an encoder.
+) -> np.ndarray:
+    """Mean cosine of the image features of pictures of the same noise, of each prompt.
 
-    original: None where these are its readings.
+    original: None where these are its readings.  Empty without an encoder.
     """
     if not readings or not readings[0].features.shape[1]:
-        return None
+        return np.zeros(0)
     if original is None:
-        return 1.0
+        return np.ones(len(readings))
     pairs = [(r.encoded()[encoder], o.encoded()[encoder]) for r, o in zip(readings, original)]
-    return float(np.mean([(a * b).sum(axis=1).mean() for a, b in pairs]))
+    return np.array([(a * b).sum(axis=1).mean() for a, b in pairs], dtype=np.float64)
 
 
 def shares_by_prompt(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,23 @@ import torch
 from ...shared.adapter import FairnessAdapter
 from ...shared.attributes import Attribute, TargetDistribution
 from ...shared.classifiers import load_classifier
-from ..configuration.config import ModelConfig
+from ...shared.errors import FairAdapterError
+from ...shared.preservation import SemanticEncoder
+from ..configuration.config import Config, ModelConfig
 from ..configuration.prompts import Prompt
-from ..families.base import ImageModel
+from ..families.base import LATENT_FACTOR, ImageModel
 from ..portrait.card import FILE as CARD
 from ..progress import Progress
 from ..training.adaptation import Adaptation
 from ..training.bank import fingerprint, weights_identity
-from ..training.encoders import load_encoders, load_text_alignment
+from ..training.encoders import TextAlignment, load_encoders, load_text_alignment
 from ..training.observer import load_observer
 from ..training.processes import Processes
 from ..training.setup import load_base
 from .generation import load_model
 from .measures import summarise
 from .readings import Plan, Reader, Readings
-from .report import Measured
+from .report import SHOWN, Measured
 
 INDEPENDENT = "evaluator"
 
@@ -50,6 +52,29 @@ class Instruments:
     more: tuple[str, ...] = ()
     alignment: str | None = None
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of all image encoders."""
+        return (*([self.encoder] if self.encoder else []), *self.more)
+
+    def look_through(self, device: torch.device | str) -> tuple[list[SemanticEncoder], TextAlignment | None]:
+        """The image encoders and the CLIP. Raises FairAdapterError where they can't be had."""
+        try:
+            clip = load_text_alignment(self.alignment, device) if self.alignment else None
+            encoders: list[SemanticEncoder] = []
+            for name in self.encoders:
+                if clip is not None and name == self.alignment:  # its gigabytes are loaded once
+                    encoders.append(clip.visual)
+                else:
+                    encoders += load_encoders([name], device)
+        except FairAdapterError as error:
+            text = str(error).removesuffix(" (training: loss.encoders=[embedded])")
+            raise FairAdapterError(
+                f"{text} (--encoder, --more-encoders and --clip say what a measurement looks through; "
+                "--encoder embedded --more-encoders --clip none needs no download)"
+            ) from error
+        return encoders, clip
+
 
 class Bench:
     """A base model with everything that it is measured with.
@@ -69,9 +94,8 @@ class Bench:
         config: ModelConfig | None = None,
         processes: Processes | None = None,
     ) -> None:
-        names = (*([instruments.encoder] if instruments.encoder else []), *instruments.more)
-        encoders = load_encoders(names, device)
-        alignment = load_text_alignment(instruments.alignment, device) if instruments.alignment else None
+        self.encoders = instruments.encoders
+        encoders, self.alignment = instruments.look_through(device)
         self.observer = load_observer(instruments.classifier, instruments.detector, encoders, device)
         self.judge: Any = None
         if instruments.independent is not None:
@@ -84,7 +108,7 @@ class Bench:
         self.identity = fingerprint(
             {"weights": weights_identity(self.model), "device": self.model.device.type}
         )
-        self.reader = Reader(self.observer, self.judge, instruments.cache, alignment)
+        self.reader = Reader(self.observer, self.judge, instruments.cache, self.alignment)
         self.quiet = quiet
         self.seconds: dict[str, float] = {}
 
@@ -92,6 +116,22 @@ class Bench:
     def attributes(self) -> tuple[Attribute, ...]:
         """Those that the classifier of training reads."""
         return self.observer.attributes
+
+    def facts(self, plan: Plan) -> dict[str, str]:
+        """What all figures depend on, besides the prompts, for reports: name -> text."""
+        model, encoders = self.model, [encoder.identity for encoder in self.observer.encoders]
+        return {
+            "model": f"{self.name}, guidance scale {plan.scale:g}, {plan.steps} steps",
+            "size": f"{model.latent_shape[-1] * LATENT_FACTOR} px",
+            "computed in": f"{str(model.dtype).removeprefix('torch.')} on {model.device.type}",
+            "scheduler": model.other_scheduler or type(model.scheduler).__name__,
+            "negative prompt": plan.negative or "none",
+            "encoding of prompts": model.facts().get("encoding", "host"),
+            "classifier": self.observer.classifier.identity,
+            "independent classifier": "none" if self.judge is None else self.judge.identity,
+            "image encoders": ", ".join(encoders) or "none",
+            "CLIP": "none" if self.alignment is None else self.alignment.identity,
+        }
 
     def check(self, adapter: FairnessAdapter) -> tuple[str, ...]:
         """Warnings where an adapter was trained on other weights of the model's kind.
@@ -103,7 +143,7 @@ class Bench:
     def original(self, prompts: Sequence[Prompt], plan: Plan, target: TargetDistribution) -> Measured:
         """The base model's figures."""
         readings = self._read(self.model, self.identity, prompts, plan, "original")
-        return Measured(self._figures(readings, prompts, target, None), readings)
+        return Measured(self._figures(readings, prompts, target), readings)
 
     def adapted(
         self,
@@ -125,23 +165,31 @@ class Bench:
             identity += " before the negative prompt too"
         if not weights.soft and not weights.lora:
             readings = self._read(self.model, self.identity, prompts, plan, "strength 0")
-            return Measured(self._figures(readings, prompts, weights.target, original), readings)
+            return Measured(self._figures(readings, prompts, weights.target, original, adapter), readings)
         with Adaptation.from_weights(self.model, weights, adapter.negative_tokens) as adaptation:
             readings = self._read(adaptation.adapted(), identity, prompts, plan, "with the adapter")
-        return Measured(self._figures(readings, prompts, weights.target, original), readings)
+        return Measured(self._figures(readings, prompts, weights.target, original, adapter), readings)
 
     def _figures(
         self,
         readings: Sequence[Readings],
         prompts: Sequence[Prompt],
         target: TargetDistribution,
-        original: Measured | None,
+        original: Measured | None = None,
+        adapter: FairnessAdapter | None = None,
     ) -> dict[str, Any]:
         base = None if original is None else original.readings
         judges = () if self.judge is None else self.judge.attributes
         prompts = prompts if self.cued else [replace(p, cue=None) for p in prompts]
         encoders = [encoder.identity for encoder in self.observer.encoders]
-        return summarise(readings, prompts, self.attributes, target, base, judges, encoders)
+        figures = summarise(readings, prompts, self.attributes, target, base, judges, encoders)
+        figures["encoders"] = encoders
+        if adapter is not None:
+            trained = trained_encoders(adapter.info.configuration)
+            # by kind: a local copy has another identity and is the same network
+            used = [i for i, name in zip(encoders, self.encoders) if name.partition(":")[0] in trained]
+            figures["trained_encoders"] = used
+        return figures
 
     def _read(
         self, model: ImageModel, identity: str, prompts: Sequence[Prompt], plan: Plan, what: str
@@ -150,8 +198,9 @@ class Bench:
         count, rank = (self.processes.count, self.processes.rank) if self.processes else (1, 0)
         mine = prompts[rank::count]
         with Progress(f"measuring, {what}", len(mine), quiet=self.quiet or rank > 0) as progress:
-            for reading in self.reader.read_all(model, identity, mine, plan, progress.say):
-                readings.append(reading)
+            for i, reading in enumerate(self.reader.read_all(model, identity, mine, plan, progress.say)):
+                shown = rank + i * count < SHOWN
+                readings.append(reading if shown else reading.without_pictures())
                 progress.advance(f"{len(reading.labels)} pictures of each prompt")
         if self.processes is not None:
             shares = self.processes.gather_objects(readings)
@@ -159,3 +208,19 @@ class Bench:
         spent = time.perf_counter() - began
         self.seconds[f"measuring {what}"] = self.seconds.get(f"measuring {what}", 0.0) + spent
         return readings
+
+
+def asked_encoders(config: Config) -> tuple[str, ...]:
+    """Names of the image encoders that a configuration measures with: those it names, or its loss's own."""
+    asked = config.evaluation.encoders
+    return config.loss.encoders if asked is None else asked
+
+
+def trained_encoders(configuration: Mapping[str, Any]) -> set[str]:
+    """Kinds of the image encoders that an adapter's training kept pictures alike in the eyes of, as its file
+    tells: embedded, open_clip, dinov2. Empty if it tells nothing."""
+    loss = configuration.get("loss")
+    if not isinstance(loss, Mapping) or not loss.get("semantics"):
+        return set()
+    names = loss.get("encoders")
+    return {str(name).partition(":")[0] for name in names} if isinstance(names, (list, tuple)) else set()

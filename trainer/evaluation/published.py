@@ -12,7 +12,8 @@ from dataclasses import dataclass
 SOURCE = "Shen et al., Finetuning Text-to-Image Diffusion Models for Fairness, ICLR 2024"
 NOTE = (
     "Published figures, not measured here: Stable Diffusion 1.5, their classifiers with four race classes, "
-    "their prompts and noises. Compare tendencies, not digits."
+    "with which a race bias is .50 at most and gender x race .25, their prompts and noises. Compare "
+    "tendencies, not digits."
 )
 
 

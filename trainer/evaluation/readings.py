@@ -9,8 +9,9 @@ import hashlib
 import io
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from ..training.observer import Observer, View
 from .texture import skin_texture
 
 SALT = "evaluate"
-REMEDY = "give --dtype bfloat16 or a smaller --size"
+REMEDY = "give --dtype bfloat16, a smaller --size or fewer encoders (--more-encoders --clip none)"
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,10 @@ class Readings:
             rows.append([FaceBars(box, tuple(bars))] if bars else [])  # type: ignore[arg-type]
         return rows
 
+    def without_pictures(self) -> Readings:
+        """The same, of a prompt that is not shown: pictures of all would fill the memory."""
+        return replace(self, pictures=self.pictures[:0].copy())
+
     def images(self) -> list[Image.Image]:
         """The pictures that were kept."""
         return [Image.fromarray(picture) for picture in self.pictures]
@@ -142,7 +147,7 @@ class Reader:
         """
         for prompt in prompts:
             path = self._path(identity, prompt, plan)
-            found = _load(path) if path is not None and path.is_file() else None
+            found = _load(path, plan.images) if path is not None and path.is_file() else None
             if found is None:
                 found = self.read(model, prompt, plan, say)
                 if path is not None:
@@ -179,10 +184,16 @@ class Reader:
         return Readings(**{name: np.concatenate(column) for name, column in columns.items()}, widths=widths)
 
     def _draw(self, model: ImageModel, prompt: Prompt, plan: Plan, first: int, count: int) -> Readings:
-        """Draw and read some of a prompt's pictures."""
+        """Draw and read some of a prompt's pictures. Raises FairAdapterError for pictures of NaN."""
         seeds = [noise_seed(prompt.text, i, SALT) for i in range(first, first + count)]
         texts = [prompt.text] * count
         images = model.generate(texts, seeds, plan.scale, plan.steps, count, plan.negative)
+        wrong = int(images.isnan().flatten(1).any(dim=1).sum())
+        if wrong:
+            raise FairAdapterError(
+                f"{prompt.text!r}: expected pictures, found {wrong} of {count} that are not numbers; give "
+                "--dtype bfloat16 or float32"
+            )
         found = self._read(images, prompt.text, max(0, plan.kept - first))
         self.drawn += count
         return found
@@ -250,11 +261,25 @@ def _save(path: Path, found: Readings) -> None:
         raise FairAdapterError(f"{error}, or give another cache folder") from error
 
 
-def _load(path: Path) -> Readings | None:
+def _load(path: Path, images: int) -> Readings | None:
+    """Kept readings of so many pictures; None if they are damaged or of other numbers, to be made again."""
     try:
         with np.load(path, allow_pickle=False) as file:
+            # before numpy believes the headers within; a length that grew hides the entries that follow
+            if file.zip.testzip() is not None or any(e.comment or e.extra for e in file.zip.infolist()):
+                return None
             required = [f.name for f in fields(Readings) if f.default_factory is MISSING]
             newer = [f.name for f in fields(Readings) if f.name not in required and f.name in file]
-            return Readings(**{name: file[name] for name in (*required, *newer)})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # damaged: read and written again
+            found = Readings(**{name: file[name] for name in (*required, *newer)})
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        RuntimeError,  # of zipfile, for bits that say encrypted or another method
+        zipfile.BadZipFile,
+        zlib.error,
+    ):
+        return None
+    counts = {len(getattr(found, name)) for name in required if name != "pictures"}
+    return found if counts == {images} and np.isfinite(found.features).all() else None

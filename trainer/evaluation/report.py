@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -20,28 +19,19 @@ from ...shared.drawing import INK, PAPER, draw_text, fit_text
 from ...shared.tensor_file import write_bytes
 from ..configuration.prompts import Prompt
 from .measures import shares_by_prompt
+from .pages import data_url, render
 from .readings import Readings
+from .rows import FEW, NAMES, PAIR, Figures, counted, few_prompts, kept_rows, parts, skew_rows, uneven
 
-TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 SHOWN = 8  # prompts whose pictures are on the page
 CELL = 128  # px of a picture
-NAMES = {"gender_x_race": "gender x race"}
-KEPT = (  # key, name, what to expect
-    ("face_rate", "pictures with a face", "as before"),
-    ("text_alignment", "prompt's cue recognised", "as before"),
-    ("clip_t", "CLIP similarity to the prompt", "as before"),
-    ("identity_diversity", "identity diversity", "at least 90% of before"),
-    ("identity_diversity_alike", "identity diversity within classes", "at least 90% of before"),
-    ("skin_texture", "fine detail of the faces", "as before"),
-    ("image_similarity", "similarity to the original's pictures", "the higher the better"),
-)
 
 
 @dataclass(frozen=True)
 class Measured:
     """A model, measured: its figures (`measures.summarise`) and the readings behind them."""
 
-    figures: Mapping[str, Any]
+    figures: Figures
     readings: Sequence[Readings]
 
 
@@ -83,7 +73,7 @@ class Report:
 
     def record(self, adapter: FairnessAdapter) -> FairnessAdapter:
         """The adapter with these figures in what its file says about itself, for the hosts to show."""
-        figures = {name: dict(measured.figures) for name, measured in self.measured()}
+        figures = {name: dict(table) for name, table in self.models().items()}
         facts = {name: text for name, text in self.facts.items() if name != "adapter"}
         evaluation = {**figures, "target": self.target.to_text(), "command": self.command, **facts}
         return replace(adapter, info=replace(adapter.info, evaluation=evaluation))
@@ -92,6 +82,10 @@ class Report:
         """("original", ...), ("adapter", ...)."""
         pairs = [("original", self.original)]
         return pairs if self.adapter is None else [*pairs, ("adapter", self.adapter)]
+
+    def models(self) -> dict[str, Figures]:
+        """The figures of these."""
+        return {name: measured.figures for name, measured in self.measured()}
 
     def write(self, folder: Path) -> list[Path]:
         """Write the three files. Raises FairAdapterError if they can't be."""
@@ -130,74 +124,52 @@ class Report:
 
     def to_html(self) -> str:
         """The page, complete in itself."""
-        import jinja2
-
-        environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-        legend = draw_legend(self.attributes, 900)
-        return template.render(
+        return render(
+            "report.html",
             title=self.title,
             lead=self.lead(),
-            bias=self.bias_rows(),
-            independent=self.bias_rows("independent"),
-            kept=self.kept_rows(),
+            measured=self.tables(self.models()),
             grids=self.grids(),
             charts=self.charts(),
-            sections=self.section_rows(),
+            sections={title: self.tables(section) for title, section in self.sections.items()},
             facts={**self.facts, "target": self.target.to_text(), "command": self.command},
             seconds=self.seconds,
-            legend=data_url(legend),
+            few=FEW,
+            legend=data_url(draw_legend(self.attributes, 900)),
             adapter=self.adapter is not None,
         )
 
     def lead(self) -> str:
         """The result in a sentence."""
-        parts = []
-        for name in ("gender", "race", "gender_x_race", "age"):
-            asked = name in self.target.names
-            if name == "age" and not asked:
+        sentence = []
+        for name in ("gender", "race", PAIR, "age"):
+            off = uneven(self.target, name)  # its bias is no fault then
+            if name == "age" and "age" not in self.target.names:
                 continue
-            figure, word = "bias", "bias"
-            if asked and not self.target.is_equal(name):
-                figure, word = "target_error", "off target by"  # its bias is no fault
+            if not off and any(uneven(self.target, part) for part in parts(name)):
+                continue  # nothing is asked of the pair, and one of them shall be unequal
+            figure, word = ("target_error", "off target by") if off else ("bias", "bias")
             values = [(measured.figures.get(name) or {}).get(figure) for _, measured in self.measured()]
             found = [f"{value:.2f}" for value in values if value is not None]
             if values[0] is not None:
-                parts.append(f"{NAMES.get(name, name)} {word} {' → '.join(found)}")
-        pictures = self.original.figures["pictures"]
-        return f"{', '.join(parts)} on {len(self.prompts)} prompts, {pictures} pictures before and after."
+                sentence.append(f"{NAMES.get(name, name)} {word} {' → '.join(found)}")
+        pictures = counted(self.original.figures["pictures"], "picture")
+        if self.adapter is not None:
+            pictures += " before and after"
+        return f"{', '.join(sentence)} on {counted(len(self.prompts), 'prompt')}, {pictures}."
 
-    def bias_rows(self, within: str | None = None) -> list[dict[str, Any]]:
-        """Rows of the bias table: attribute, original, adapter."""
-        tables = {n: m.figures.get(within, {}) if within else m.figures for n, m in self.measured()}
-        names = [a.name for a in ordered(self.attributes)] + ["gender_x_race"]
-        rows = []
-        for name in names:
-            cells = {model: table.get(name) for model, table in tables.items()}
-            if any(cells.values()):
-                rows.append({"name": NAMES.get(name, name), **cells})
-        return rows
-
-    def kept_rows(self) -> list[dict[str, Any]]:
-        """Rows of the table of what should stay: name, expectation, original, adapter, ratio."""
-        rows, models = [], [model for model, _ in self.measured()]
-        for name, expectation, cells in kept_values([m.figures for _, m in self.measured()]):
-            values = dict(zip(models, cells))
-            before, after = values["original"], values.get("adapter")
-            if before is None:
-                continue
-            ratio = after / before if after is not None and before else None
-            rows.append({"name": name, "expectation": expectation, **values, "ratio": ratio})
-        return rows
-
-    def section_rows(self) -> list[dict[str, Any]]:
-        """Further measurements, one row for each: biases and what was kept."""
-        rows = []
-        for title, section in self.sections.items():
-            for model in ("original", "adapter"):
-                if model in section:
-                    rows.append({"title": title, "model": model, "figures": section[model]})
-        return rows
+    def tables(self, models: Mapping[str, Figures]) -> dict[str, Any]:
+        """The rows of everything that was measured of "original" and "adapter" on some prompts."""
+        columns = list(models.values())
+        targets = [self.target] * len(columns)
+        counts = [counted(columns[0][f"{what}s"], what) for what in ("prompt", "picture")]
+        return {
+            "extent": ", ".join(counts),
+            "skew": skew_rows(columns, self.attributes, targets),
+            "independent": skew_rows(columns, self.attributes, targets, "independent"),
+            "kept": kept_rows(columns),
+            "few": few_prompts(columns),
+        }
 
     def grids(self) -> list[dict[str, Any]]:
         """Pictures of some prompts, before and after."""
@@ -228,19 +200,6 @@ class Report:
         return charts
 
 
-def kept_values(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[float | None]]]:
-    """(name, what to expect, its value in the figures of every model) of what should stay."""
-    rows = []
-    for key, name, expectation in KEPT:
-        tables = [figures.get("image_similarities", {}) for figures in models]
-        encoders = list(dict.fromkeys(encoder for table in tables for encoder in table))
-        if key == "image_similarity" and encoders:  # each on its own, in the place of the first alone
-            rows += [(f"{name}, {e}", expectation, [table.get(e) for table in tables]) for e in encoders]
-        else:
-            rows.append((name, expectation, [figures.get(key) for figures in models]))
-    return rows
-
-
 def strip(reading: Readings, attributes: Sequence[Attribute], cell: int) -> Image.Image:
     """The kept pictures of a prompt side by side, with face boxes and bars."""
     gap = 4
@@ -259,14 +218,3 @@ def _tile(image: Image.Image, bars: Sequence[FaceBars], cell: int) -> Image.Imag
         x0, y0, x1, y1 = (v * scale for v in face.box)
         moved.append(FaceBars((x0, y0, x1, y1), face.bars))
     return draw_faces(image.resize(size, Image.Resampling.LANCZOS), moved)
-
-
-def data_url(image: Image.Image, photograph: bool = False) -> str:
-    """The picture as text for an <img>: JPEG for photographs, PNG for drawings."""
-    data = io.BytesIO()
-    if photograph:
-        image.save(data, format="JPEG", quality=88)
-    else:
-        image.save(data, format="PNG", optimize=True)
-    kind = "jpeg" if photograph else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
