@@ -132,9 +132,13 @@ def test_scaled_float8_is_refused(key: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["models/sd_xl_base_1.0.safetensors", "models/v1-5.ckpt"])
-def test_a_mistyped_file_is_no_hub_id(name: str) -> None:
+def test_a_mistyped_file_is_no_hub_id(name: str, tmp_path: Path) -> None:
     with pytest.raises(FairAdapterError, match=rf"{name}: expected a checkpoint, found no such file"):
         load(name)
+    (tmp_path / name).mkdir(parents=True)  # a folder may be called so
+    (tmp_path / name / "model_index.json").write_text("{}")
+    with pytest.raises(FairAdapterError, match="expected a pipeline of"):
+        load(tmp_path / name)
 
 
 def test_old_folders_name_classes_that_are_gone(tmp_path: Path) -> None:

@@ -271,8 +271,8 @@ class DiffusionModel(ImageModel):
         Raises FairAdapterError for a family whose hosts encode it.
         """
         raise FairAdapterError(
-            f"model.empty_negative: expected encoded for {self.title}, whose hosts know nothing else, found "
-            "zeros; set model.empty_negative=encoded"
+            f"model.empty_negative: expected encoded for {self.title}, as the hosts of its adapters have it, "
+            "found zeros; set model.empty_negative=encoded"
         )
 
     def guidance(self, prompts: Sequence[str], scale: float, negative: str = "") -> Guidance:

@@ -86,7 +86,7 @@ def _load(
             f"{path}: expected a diffusers folder with model_index.json, found none; for the embedded model "
             "restore shared/portrait with git"
         )
-    elif path.suffix.lower() in (".safetensors", *PICKLES):  # a hub id has another end
+    elif not path.is_dir() and path.suffix.lower() in (".safetensors", *PICKLES):  # hub ids end otherwise
         raise FairAdapterError(f"{source}: expected a checkpoint, found no such file; check model.path")
     elif path.is_dir() or HUB_ID.fullmatch(name):
         place = str(path) if path.is_dir() else name
