@@ -194,7 +194,7 @@ class Bench:
     def _read(
         self, model: ImageModel, identity: str, prompts: Sequence[Prompt], plan: Plan, what: str
     ) -> list[Readings]:
-        began, readings = time.perf_counter(), []
+        began, readings, drawn = time.perf_counter(), [], self.reader.drawn
         count, rank = (self.processes.count, self.processes.rank) if self.processes else (1, 0)
         mine = prompts[rank::count]
         with Progress(f"measuring, {what}", len(mine), quiet=self.quiet or rank > 0) as progress:
@@ -202,9 +202,11 @@ class Bench:
                 shown = rank + i * count < SHOWN
                 readings.append(reading if shown else reading.without_pictures())
                 progress.advance(f"{len(reading.labels)} pictures of each prompt")
+                if self.reader.drawn == drawn:  # found on the disk, which says nothing of the time left
+                    progress.begin()
+                drawn = self.reader.drawn
         if self.processes is not None:
-            shares = self.processes.gather_objects(readings)
-            readings = [shares[i % count][i // count] for i in range(len(prompts))]
+            readings = self.processes.interleaved(readings, len(prompts))
         spent = time.perf_counter() - began
         self.seconds[f"measuring {what}"] = self.seconds.get(f"measuring {what}", 0.0) + spent
         return readings
