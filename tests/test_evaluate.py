@@ -232,7 +232,7 @@ def test_report_of_a_base_model_alone(report):
     assert "adapter" not in alone.to_dict() and "with the adapter" not in page
     assert "8 pictures." in page and "before and after" not in page
     error = report.original.figures["age"]["target_error"]
-    assert "original: off target [95%]" in page and f"age {error:.3f} [" in page
+    assert "off target original [95%]" in page and f"age {error:.3f} [" in page
 
 
 def test_report_says_how_far_off_an_unequal_target_with_interval_and_difference(report):
@@ -246,7 +246,7 @@ def test_report_says_how_far_off_an_unequal_target_with_interval_and_difference(
     cells = [spelled(table["target_error"], table["target_ci95"]) for table in (before, after)]
     cells.append(spelled(change["target_error"], change["target_ci95"], "+"))
     assert f"age {' '.join(cells)} {after['target_floor']:.3f}" in page
-    assert "original: off target [95%]" in page and "difference [95%]" in page
+    assert "off target original [95%]" in page and "difference [95%]" in page
     assert "† fewer than 8 prompts" in page and "another seed would give" in page
     assert "gender bias" in report.lead() and "age off target by" in report.lead()
 
@@ -281,7 +281,7 @@ def test_sections_have_the_same_tables(report):
     main, section = page.split("Pictures before and after", 1)[0], page.split(" no_person ", 1)[1]
     for words in (
         "gender x race",
-        "off target [95%]",
+        "off target original [95%]",
         "difference [95%]",
         "identity diversity within classes",
     ):

@@ -77,6 +77,11 @@ def compare(options: argparse.Namespace) -> Comparison:
     if twice is not None:
         raise FairAdapterError(f"two models are called {twice!r}; name them with NAME=")
     adapters = {e.adapter: FairnessAdapter.read(e.adapter) for e in entries if e.adapter is not None}
+    targets = {
+        entry.name: asked(adapters[entry.adapter], entry.name, options.target)
+        for entry in entries
+        if entry.adapter is not None
+    }
     prompts = evaluate.read_set(options.prompts, options)
     columns: dict[str, Column] = {}
     scales: dict[str, float] = {}
@@ -90,10 +95,9 @@ def compare(options: argparse.Namespace) -> Comparison:
         equal = bench.observer.target(";".join(f"{a.name}=equal" for a in bench.attributes[:2]))
         original = bench.original(prompts, plan, equal)
         for entry in mine:
-            measured, target = original, None
+            measured, target = original, targets.get(entry.name)
             if entry.adapter is not None:
                 adapter = adapters[entry.adapter]
-                target = asked(adapter, entry.name, options.target)
                 measured = bench.adapted(adapter, prompts, plan, original, target, options.strength)
             columns[entry.name] = Column(entry.name, measured, target, bench.model.latent_shape)
         attributes = bench.attributes

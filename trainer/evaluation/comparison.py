@@ -107,8 +107,8 @@ class Comparison:
             shapes.setdefault(column.latents, []).append(column.name)
         groups = [f"{', '.join(names)} ({' x '.join(map(str, s))})" for s, names in shapes.items()]
         return (
-            f"{count}. Latents of different shapes begin with different noises: only models of the same "
-            f"shape share theirs, {' and '.join(groups)}."
+            f"{count}. Latents of different shapes begin with different noises, so that only models of the "
+            f"same shape share theirs: {' and '.join(groups)}."
         )
 
     def ceilings(self) -> str:
