@@ -40,7 +40,7 @@ from fair_adapter.shared.precision import full_precision
 from fair_adapter.shared.tensor_file import write_bytes
 from fair_adapter.trainer.benchmark_methods.bias import time_to_bias
 from fair_adapter.trainer.benchmark_methods.memory import cost, device_name, peak_tflops, seconds
-from fair_adapter.trainer.benchmark_methods.methods import REMEDY, DoesNotFit, Workbench, fitting, methods
+from fair_adapter.trainer.benchmark_methods.methods import REMEDY, DoesNotFit, Workbench, methods
 from fair_adapter.trainer.benchmark_methods.models import build
 from fair_adapter.trainer.benchmark_methods.results import COLUMNS, Line, Measurement, plot, worst
 from fair_adapter.trainer.tables import print_table
@@ -70,7 +70,7 @@ def measure(name: str, options: argparse.Namespace, swept: bool) -> Measurement:
     costs, found = {}, {}
     for method, work in works.items():
         _say(f"{name}: memory and operations of {bench.methods[method].title.strip()}", options)
-        with told(f"{name}: ", options), fitting():
+        with told(f"{name}: ", options), memory_told(REMEDY, DoesNotFit):
             costs[method] = cost(lambda: found.update({method: work().cpu()}), device, known)  # noqa: B023
         gc.collect()
     works = {method: work for method, work in works.items() if method in costs}
@@ -97,7 +97,7 @@ def measure(name: str, options: argparse.Namespace, swept: bool) -> Measurement:
     measurement = Measurement(name, images, at_once, options.steps, peak, lines, missing)
     bench.close()
     if swept:
-        with told(f"{name}: ", options), fitting():
+        with told(f"{name}: ", options), memory_told(REMEDY, DoesNotFit):
             measurement.sweeps.update(_sweeps(measurement, dtype, options))
     return measurement
 
@@ -152,11 +152,11 @@ def _gradients(name: str, options: argparse.Namespace) -> dict[str, torch.Tensor
     fit."""
     gradients: dict[str, torch.Tensor] = {}
     what = f"{name}: gradients in float32: "
-    with told(what, options), fitting(), full_precision(torch.device(options.device)):
+    with told(what, options), memory_told(REMEDY, DoesNotFit), full_precision(torch.device(options.device)):
         bench = _bench(name, 1, 1, options.steps, options, "float32")
         bench.read_in()
         for method in bench.methods:
-            with told(what, options), fitting():
+            with told(what, options), memory_told(REMEDY, DoesNotFit):
                 gradients[method] = bench.work(method)().cpu()
         bench.close()
     return gradients

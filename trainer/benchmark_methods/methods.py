@@ -12,7 +12,6 @@ Every method does a whole iteration but the optimiser's step: its result is the 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -39,7 +38,6 @@ from ..configuration.config import (
 )
 from ..families.base import DiffusionModel
 from ..training.loop import Training
-from ..training.memory import out_of_memory
 from ..training.optimizer import StepResult
 from ..training.processes import Processes
 from ..training.setup import prepare
@@ -225,17 +223,6 @@ class DoesNotFit(FairAdapterError):
 def _refuse(text: str) -> None:
     """Of a micro-batch that was halved: the methods are measured at the same one."""
     raise DoesNotFit(f"{text}, but its cost is another; {REMEDY}")
-
-
-@contextmanager
-def fitting() -> Iterator[None]:
-    """Raises DoesNotFit where memory runs out within, on its own or on another error's way."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise DoesNotFit(f"out of memory; {REMEDY}") from error
 
 
 def one_graph_iteration(training: Training, method: Method, micro_batch: int, iteration: int = 0) -> None:

@@ -42,14 +42,14 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_told(remedy: str) -> Iterator[None]:
-    """Makes a FairAdapterError, which scripts tell in one line, of memory that runs out within."""
+def memory_told(remedy: str, kind: type[FairAdapterError] = FairAdapterError) -> Iterator[None]:
+    """Makes an error of that kind, which scripts tell in one line, of memory that runs out within."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise FairAdapterError(f"out of memory; {remedy}, or free memory elsewhere") from error
+        raise kind(f"out of memory; {remedy}, or free memory elsewhere") from error
 
 
 def halving(
