@@ -1,8 +1,8 @@
 """Live attribute bars while any sampler runs: a wrapper around the sampling of a model's copy.
 
 The wrapper hands each prediction of the clean latent to `shared.live.LiveBars` and passes everything else on.
-The worker never touches ComfyUI's model management or progress hooks: those may move weights in the midst of
-sampling, and would swallow the user's cancel.
+The worker never touches ComfyUI's progress hooks, nor what moves weights: that would be in the midst of
+sampling. Cancel is raised once, by whichever of ComfyUI's layers asks first, so the worker hands it back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from ..shared.attributes import TargetDistribution
 from ..shared.errors import FairAdapterError
-from ..shared.live import RELIABLE_FROM, LiveBars, LiveFrame
+from ..shared.live import RELIABLE_FROM, Cancelled, LiveBars, LiveFrame
 from . import host
 
 EVENT = "fair_adapter.live"
@@ -236,7 +236,11 @@ def _in_parts(decode: Decoder) -> Decoder:
                 "and audio models have no bars"
             )
         size = max(1, PIXELS // (64 * latents.shape[2] * latents.shape[3]))
-        parts = [decode(latents[i : i + size]).float().cpu() for i in range(0, len(latents), size)]
+        try:
+            parts = [decode(latents[i : i + size]).float().cpu() for i in range(0, len(latents), size)]
+        except management.InterruptProcessingException as error:
+            management.interrupt_current_processing(True)  # it was meant for the sampler's thread
+            raise Cancelled from error
         return torch.cat(parts)
 
     return decode_all

@@ -31,6 +31,10 @@ RELIABLE_FROM = 0.4  # share of the steps before which a prediction is too blurr
 _log = logging.getLogger("fair_adapter")
 
 
+class Cancelled(Exception):
+    """What `decode` raises when the user cancelled: the bars end, and there is nothing to tell."""
+
+
 @dataclass(frozen=True, eq=False)
 class LiveFrame:
     """One look at a batch in the making.
@@ -186,6 +190,8 @@ class LiveBars:
                 frame, self._waiting = self._waiting, None
             try:
                 self._show(self._frame(*frame))
+            except Cancelled:
+                return self.close(0.0)
             except Exception as error:  # whatever it is: a preview must never end a generation
                 self._fail(error)
                 return

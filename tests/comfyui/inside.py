@@ -29,7 +29,7 @@ import nodes  # noqa: F401  # isort: skip  (what ComfyUI has loaded when it come
 import server  # noqa: F401
 import torch
 from comfy.text_encoders.sd3_clip import SD3Tokenizer
-from inside_live import copied, decoders
+from inside_live import cancelled, copied, decoders
 from inside_models import large_models
 from inside_tokens import soft_tokens
 
@@ -143,5 +143,6 @@ found["tokens"]["sd3"] = soft_tokens(application, SD3Tokenizer(str(embeddings)),
 live = ours("comfy_nodes.live")
 found["decoders"] = decoders(live, parts[2])
 found["copied"] = copied(live, parts[2], parts[0].model.latent_format)
+found["cancelled"] = cancelled(live, parts[2], parts[0].model.latent_format)
 found["missing_package"] = missing_package()
 print("RESULT " + json.dumps(found))

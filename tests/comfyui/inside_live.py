@@ -1,5 +1,6 @@
-"""Which decoder live bars take, and a large VAE's copy; there is no GPU, so by what they are told."""
+"""Which decoder live bars take, and a large VAE's copy; there is no GPU, so by what they are told. Cancel."""
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,3 +55,27 @@ def copied(live: Any, vae: Any, latent_format: Any) -> dict[str, float | bool]:
     theirs = vae.decode(latent_format.process_out(latents)).movedim(-1, 1)
     kept = all(p.dtype == vae.vae_dtype for p in vae.first_stage_model.parameters())
     return {"difference": float((mine - theirs).abs().max()), "kept": kept}
+
+
+def cancelled(live: Any, vae: Any, latent_format: Any) -> dict[str, bool]:
+    """The user cancels while the worker decodes, which asks ComfyUI before any other thread does."""
+    management, at_work, ended, told = live.management, threading.Event(), threading.Event(), []
+    decode = live._in_parts(live._vae_decoder(vae, latent_format, torch.device("cpu")))
+
+    def after_cancel(latents: torch.Tensor) -> torch.Tensor:
+        management.interrupt_current_processing(True)
+        at_work.set()
+        try:
+            return decode(latents)
+        finally:
+            ended.set()
+
+    bars = live.LiveBars(None, after_cancel, told.append, every=1, on_error=told.append)
+    try:
+        bars.offer(1, 9, torch.zeros(1, 4, 16, 16))
+        reached = at_work.wait(60) and ended.wait(60)
+        bars.close()
+        kept = management.processing_interrupted()
+    finally:
+        management.interrupt_current_processing(False)
+    return {"reached": reached, "kept": kept, "silent": told == [] and bars.error is None}

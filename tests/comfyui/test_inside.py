@@ -72,6 +72,10 @@ def test_live_bars_take_the_cheapest_sharp_decoder(found: dict[str, Any]) -> Non
     assert found["copied"]["difference"] < 1e-4 and found["copied"]["kept"]
 
 
+def test_cancel_reaches_the_sampler_although_the_bars_saw_it_first(found: dict[str, Any]) -> None:
+    assert found["cancelled"] == {"reached": True, "kept": True, "silent": True}
+
+
 def test_a_missing_package_is_named_with_the_command(found: dict[str, Any]) -> None:
     text = found["missing_package"]
     assert text.count("facenet-pytorch==") == 1
