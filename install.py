@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent
 PYTHONS = ((3, 10), (3, 13))  # oldest and newest that every package of the table has wheels for
 STAMP = "fair-adapter-complete.txt"  # in .venv; holds the fingerprint of the table that was installed
 TORCH_INDEX = "https://download.pytorch.org/whl"
+SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadgroup")  # of pytest; `-n 0` undoes it
 CUDA_13 = (580, 7.5)  # first driver and compute capability that a CUDA 13 build runs on
 
 _CAUSES = (  # what pip says, what it means, what helps
@@ -347,7 +348,7 @@ def test(python: Path, arguments: list[str]) -> int:
     statuses = {
         "ruff": call(python, "-m", "ruff", "check", "."),
         "pyright": call(python, "-m", "pyright", "--pythonpath", python),
-        "pytest": call(python, "-m", "pytest", *arguments),
+        "pytest": call(python, "-m", "pytest", *SIDE_BY_SIDE, *arguments),
     }
     failed = {name: status for name, status in statuses.items() if status}
     if failed:

@@ -43,17 +43,16 @@ from .sampling import (
     Denoiser,
     Guidance,
     Trajectory,
-    fused_output,
     guided_output,
     network_inputs,
     next_latents,
+    select,
     with_timesteps_on,
 )
 from .schedulers import LinearSampler
 
 Mode = Literal["exact", "official", "direct"]
 Branches = Literal["both", "conditional"]
-Branch = tuple[Conditioning, float]  # and its share of the guided output
 
 
 def step_weights(sampler: LinearSampler, mode: Mode = "exact") -> Tensor:
@@ -103,8 +102,8 @@ def accumulate_gradients(
         half the work, and exact where nothing trainable reaches the unconditional branch (a branch that
         nothing trainable reaches is left out in either case).
     steps: (k,) the same steps for all images, or (N, k), from `draw_steps`; None takes all T.
-    batch: (image, step) pairs per network call; following both branches doubles it, but for one pair, whose
-        branches go one by one: that takes the least memory.
+    batch: (image, step) pairs per network call. Branches go one by one: together they would take twice the
+        memory, and with twice the pairs a branch is as large a call.
     Raises FairAdapterError if nothing trainable is reached.
     """
     sampler, images = trajectory.sampler, trajectory.latents.shape[1]
@@ -123,16 +122,11 @@ def accumulate_gradients(
     chunks = pairs.to(cotangent.device).split(batch)
     followed = guidance.branches() if branches == "both" else guidance.branches()[:1]
     leaves: list[tuple[Tensor, Tensor]] = []  # conditioning with its graph, and the leaf that stands for it
-    reaching: list[Branch] = []
-    others: list[Branch] = []  # trained through the network's own weights, if at all
+    reached = []
     for conditioning, share in followed:
         replaced, pending = _as_leaves(conditioning)
         leaves += pending
-        (reaching if pending else others).append((replaced, share))
-    calls = [[branch] for branch in (*reaching, *others)] if batch == 1 else [reaching, others]
-    reached = [
-        _follow_branches(model, trajectory, cotangent, fused, weights, chunks) for fused in calls if fused
-    ]
+        reached.append(_follow_branch(model, trajectory, cotangent, replaced, share * weights, chunks))
     if not any(reached):
         raise FairAdapterError("adjusted DFT: nothing trainable behind the network or its conditioning")
     _back_through_conditioning(leaves)
@@ -164,16 +158,15 @@ def _as_leaves(conditioning: Conditioning) -> tuple[dict[str, Tensor], list[tupl
     return leaves, pending
 
 
-def _follow_branches(
+def _follow_branch(
     model: Denoiser,
     trajectory: Trajectory,
     cotangent: Tensor,
-    branches: Sequence[Branch],
+    conditioning: Conditioning,
     weights: Tensor,
     chunks: Sequence[Tensor],
 ) -> bool:
-    """Vector-Jacobian products of guidance branches, all in one network call; False if nothing trainable is
-    behind them."""
+    """Vector-Jacobian products of a guidance branch; False if nothing trainable is behind it."""
     latents, sampler = trajectory.latents, trajectory.sampler
     device, dtype, images = latents.device, latents.dtype, latents.shape[1]
     timesteps, scale = sampler.timesteps.to(device), sampler.input_scale.to(dtype).to(device)
@@ -184,11 +177,10 @@ def _follow_branches(
         inputs = latents[step, image] * scale[step].reshape(-1, *trailing)
         vector = weights[step].reshape(-1, *trailing) * cotangent.detach()[image]
         with torch.enable_grad():
-            output = fused_output(model, inputs, timesteps[step], [c for c, _ in branches], image, images)
+            output = model(inputs, timesteps[step], select(conditioning, image, images))
         if not output.requires_grad:
             return False
-        vectors = torch.cat([vector * share for _, share in branches])
-        torch.autograd.backward(output, vectors.to(output.dtype))
+        torch.autograd.backward(output, vector.to(output.dtype))
     return True
 
 

@@ -139,28 +139,15 @@ def guided_output(
     conditional_only: let no gradient through the unconditional branch.
     """
     branches = guidance.branches()
-    output = fused_output(model, inputs, timesteps, [c for c, _ in branches], index, images)
-    pieces = output.to(inputs.dtype).chunk(len(branches))
+    parts = [select(conditioning, index, images) for conditioning, _ in branches]
+    rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    repeat = len(parts)
+    repeated = inputs.repeat(repeat, *[1] * (inputs.ndim - 1))
+    pieces = model(repeated, timesteps.repeat(repeat), rows).to(inputs.dtype).chunk(repeat)
     guided = pieces[0] * branches[0][1]
     for piece, (_, factor) in zip(pieces[1:], branches[1:]):
         guided = guided + factor * (piece.detach() if conditional_only else piece)
     return guided
-
-
-def fused_output(
-    model: Denoiser,
-    inputs: Tensor,
-    timesteps: Tensor,
-    conditionings: Sequence[Conditioning],
-    index: Tensor,
-    images: int,
-) -> Tensor:
-    """The network's output for the same inputs under K conditionings in one call, (K B, ...), one below the
-    other. Arguments as of `guided_output`."""
-    parts = [select(conditioning, index, images) for conditioning in conditionings]
-    rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    repeat = len(parts)
-    return model(inputs.repeat(repeat, *[1] * (inputs.ndim - 1)), timesteps.repeat(repeat), rows)
 
 
 def select(conditioning: Conditioning, index: Tensor, images: int) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """What every test relies on: the import name `fair_adapter`, few threads, no model hub, fixed examples.
 
+The processes of `-n` share out whole files, and a host's folder stays with one: its server is started once.
+
 Tests say `from fair_adapter.shared.x import y`; helpers of several test files are imported the same way
 (`from fair_adapter.tests.x import y`). Markers are listed in pyproject.toml.
 """
@@ -21,7 +23,10 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve()
 
 # Before torch is imported, and for the programs that tests start. More threads than cores only wait for each
 # other, and tensors as small as the tests' are no faster on many.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+_threads = max(1, min(4, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+if "PYTEST_XDIST_WORKER" in os.environ:  # started by a process that took all cores for itself
+    os.environ["OMP_NUM_THREADS"] = str(_threads)
+os.environ.setdefault("OMP_NUM_THREADS", str(_threads))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["HF_HUB_OFFLINE"] = "1"  # whatever a test needs is in the repository or made by the test
@@ -35,3 +40,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--webui", metavar="DIR", help="run the a1111 browser scenario in this installation")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(here).parts[0]))

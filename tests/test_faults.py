@@ -140,9 +140,9 @@ def test_cudnn_without_a_plan_is_out_of_memory_where_memory_is_scarce(free, monk
         assert out_of_memory(RuntimeError(text)) is (free < 2**30)
 
 
-def test_faces_of_several_pieces_are_looked_for_at_once_and_their_images_let_go(model, tmp_path, monkeypatch):
+def test_faces_of_several_pieces_are_looked_for_at_once_and_their_graphs_let_go(model, tmp_path, monkeypatch):
     """With the gradient of a single piece. A branch that is not followed is encoded without a graph."""
-    path, found, searched = write(tmp_path, model), {}, []
+    path, found, images, searched = write(tmp_path, model), {}, {}, []
     for size in (4, 3, 1):
         settings = [f"sampling.decode_batch={size}", "sampling.branches=conditional"]
         training = prepare(load_config(path, settings), Processes("cpu", 4))
@@ -152,10 +152,12 @@ def test_faces_of_several_pieces_are_looked_for_at_once_and_their_images_let_go(
             "detect",
             lambda images, detect=detect: searched.append(len(images)) or detect(images),
         )
-        pieces = training.read(torch.randn(4, *training.model.latent_shape), size)
-        assert [view.images.numel() > 0 for _, view in pieces] == (
-            [True] if size == 4 else [False] * len(pieces)
-        )
+        final = torch.randn(4, *training.model.latent_shape, generator=torch.Generator().manual_seed(0))
+        pieces = training.read(final, size)
+        assert [piece.drawn is not None for piece in pieces] == [size == 4] * len(pieces)
+        assert [piece.view.images.requires_grad for piece in pieces] == [size == 4] * len(pieces)
+        images[size] = torch.cat([piece.view.images.detach() for piece in pieces])
+        assert all(torch.allclose(each, images[4], atol=1e-5) for each in images.values())
         assert searched == [4]
         guidance = training.guidance(training.entry(training.schedule[0]), training.targets[0])
         assert guidance.conditional["text"].requires_grad and not guidance.unconditional["text"].requires_grad

@@ -201,9 +201,9 @@ def test_gradient_equals_the_one_graph_gradient(config, monkeypatch):
     labels = {}
     cotangent = training.cotangent
 
-    def remember(latents, views, chosen, reference):
-        labels.update(labels=chosen, reference=reference, found=views[0])
-        return cotangent(latents, views, chosen, reference)
+    def remember(pieces, chosen, reference):
+        labels.update(labels=chosen, reference=reference, found=pieces[0].view.found)
+        return cotangent(pieces, chosen, reference)
 
     monkeypatch.setattr(training, "cotangent", remember)
     flat, losses = gradients(training, 0, monkeypatch)
@@ -213,7 +213,7 @@ def test_gradient_equals_the_one_graph_gradient(config, monkeypatch):
     guidance = training.adaptation.guidance([entry.prompt], 2.0)
 
     def objective(latents):
-        view = training.look(latents, graph=True, view=labels["found"])
+        view = training.look(latents, graph=True, found=labels["found"])
         return training.losses(view, labels["labels"], labels["reference"], slice(0, 4)).sum()
 
     sampler = training.sampler(entry.steps)

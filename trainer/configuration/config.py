@@ -177,9 +177,7 @@ class SamplingConfig:
     branches: Literal["both", "conditional"] = option("both", "guidance branches that the gradient follows")
     gradient_steps: int = option(0, "random steps of each image that get a gradient; 0 is all", least=0)
     network_batch: int = option(32, "images in one call of the network without gradient", least=1)
-    gradient_batch: int = option(
-        16, "(image, step) pairs in one call with gradient, each twice if both branches are followed", least=1
-    )
+    gradient_batch: int = option(16, "(image, step) pairs in one call of the network with gradient", least=1)
     decode_batch: int = option(
         24, "images decoded at a time with gradient; if they are all, they are decoded but once", least=1
     )

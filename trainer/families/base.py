@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -325,11 +325,28 @@ class DiffusionModel(ImageModel):
             self.network.enable_gradient_checkpointing(RECOMPUTED)
         else:
             self.network.disable_gradient_checkpointing()
-        for layer in self.vae.decoder.modules():
-            if isinstance(layer, DECODER_LAYERS):
-                vars(layer).pop("forward", None)
-                if decoder:
-                    vars(layer)["forward"] = functools.partial(RECOMPUTED, layer.forward)
+        end = self.vae.decoder
+        head = (end.conv_norm_out, end.conv_act, end.conv_out)  # the largest tensors of all
+        layers = [layer for layer in end.modules() if isinstance(layer, DECODER_LAYERS)]
+        for layer in (*layers, *head):
+            vars(layer).pop("forward", None)
+        if decoder:
+            for layer in layers:
+                vars(layer)["forward"] = functools.partial(RECOMPUTED, layer.forward)
+            in_turn = functools.partial(_in_turn, [layer.forward for layer in head])
+            for layer in head[:-1]:  # the last does the work of all
+                vars(layer)["forward"] = _pass
+            vars(head[-1])["forward"] = functools.partial(RECOMPUTED, in_turn)
+
+
+def _pass(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+def _in_turn(layers: Sequence[Callable[[Tensor], Tensor]], hidden: Tensor) -> Tensor:
+    for layer in layers:
+        hidden = layer(hidden)
+    return hidden
 
 
 def _channels_first(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

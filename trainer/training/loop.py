@@ -46,7 +46,19 @@ from .optimizer import Optimizer
 from .processes import Processes
 from .targets import TargetDraw
 
-Piece = tuple[Tensor, View]  # latents that a gradient can reach, and what they show
+
+@dataclass(frozen=True)
+class Piece:
+    """Latents z_0 (n, C, h, w) and what was read off their images.
+
+    view: of images that are cut off from the latents.
+    drawn: the same images with the graph to the latents, where the view has the graph to its images too; both
+        are made anew where they are not kept.
+    """
+
+    latents: Tensor
+    view: View
+    drawn: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,7 @@ class Training:
         # Whom they show, and whom they should show.
         final = trajectory.final
         pieces = self.batches.fit("decode", lambda size: self.read(final, size), len(final))
-        has_face, probabilities = self.gather([view for _, view in pieces])
+        has_face, probabilities = self.gather([piece.view for piece in pieces])
         goal = dynamic_targets(
             probabilities,
             has_face,
@@ -170,21 +182,24 @@ class Training:
         )
 
     def read(self, final: Tensor, size: int) -> list[Piece]:
-        """Latents z_0 (n, C, h, w) in pieces of `size` that a gradient can reach, and what they show.
+        """Latents z_0 (N, C, h, w) in pieces of `size`, and what they show.
 
-        A single piece keeps its graph, so that it is not decoded a second time; of several only what was
-        read is kept. Faces are looked for in all images at once.
+        A single piece keeps its graph, so that it is not decoded a second time. Faces are looked for in all
+        images at once.
         """
-        latents = [z.detach().requires_grad_() for z in final.split(size)]
+        latents = final.split(size)
         if len(latents) == 1:
-            return [(latents[0], self.look(latents[0], graph=True))]
+            z = _leaf(final)
+            with torch.enable_grad():
+                drawn = self.draw(z)
+                return [Piece(z, self.observer.look(_leaf(drawn)), drawn)]
         with torch.no_grad():
-            images = [clamp_pixels(self.model.decode(z)) for z in latents]
+            images = [self.shown(z) for z in latents]
             found = self.observer.find(torch.cat(images))
-            views = []
-            for i, part in enumerate(images):
-                views.append(self.observer.look(part, found[i * size : (i + 1) * size]).without_images())
-        return list(zip(latents, views))
+            views = [
+                self.observer.look(part, found[i * size : (i + 1) * size]) for i, part in enumerate(images)
+            ]
+        return [Piece(z, view) for z, view in zip(latents, views)]
 
     def look_back(
         self, pieces: list[Piece], labels: dict[str, Tensor], reference: References | None
@@ -192,17 +207,17 @@ class Training:
         """`cotangent`; if memory runs out, in smaller pieces, which take the place of these."""
 
         def work(size: int) -> tuple[Tensor, Tensor]:
-            if size < len(pieces[0][0]):
-                latents = torch.cat([z.detach() for z, _ in pieces]).split(size)
-                found = [face for _, view in pieces for face in view.found]
+            if size < len(pieces[0].latents):
+                latents = torch.cat([piece.latents.detach() for piece in pieces]).split(size)
+                found = [face for piece in pieces for face in piece.view.found]
                 pieces.clear()  # and the graph of the first look with them
-                for i, z in enumerate(latents):
-                    faces = found[i * size : (i + 1) * size]
-                    pieces.append((z.requires_grad_(), self.look(z, graph=False, found=faces)))
-            latents, views = [z for z, _ in pieces], [view for _, view in pieces]
-            return self.cotangent(latents, views, labels, reference)
+                with torch.no_grad():
+                    for i, z in enumerate(latents):
+                        faces = found[i * size : (i + 1) * size]
+                        pieces.append(Piece(z, self.observer.look(self.shown(z), faces)))
+            return self.cotangent(pieces, labels, reference)
 
-        return self.batches.fit("decode", work, len(pieces[0][0]))
+        return self.batches.fit("decode", work, len(pieces[0].latents))
 
     def follow(
         self,
@@ -251,17 +266,19 @@ class Training:
     def _samplers(self) -> dict[int, LinearSampler]:
         return {}
 
-    def look(
-        self,
-        latents: Tensor,
-        graph: bool,
-        view: View | None = None,
-        found: Sequence[Face | None] | None = None,
-    ) -> View:
-        """Decode latents (n, C, h, w) and read them; faces are where `view` or `found` has them."""
+    def draw(self, latents: Tensor) -> Tensor:
+        """Images (n, 3, H, W) in [0, 1] of latents (n, C, h, w)."""
+        return clamp_pixels(self.model.decode(latents))
+
+    def shown(self, latents: Tensor) -> Tensor:
+        """The images alone, the same to the last bit as where a gradient is asked for: kernels differ."""
+        with torch.enable_grad():
+            return self.draw(_leaf(latents)).detach()
+
+    def look(self, latents: Tensor, graph: bool, found: Sequence[Face | None] | None = None) -> View:
+        """Decode latents (n, C, h, w) and read them; faces are where `found` has them."""
         with torch.set_grad_enabled(graph):
-            images = clamp_pixels(self.model.decode(latents))
-            return self.observer.look(images, found if view is None else view.found)
+            return self.observer.look(self.draw(latents), found)
 
     def gather(self, views: list[View]) -> tuple[Tensor, dict[str, Tensor]]:
         """Which of all N images have a face, and their class probabilities, in all processes alike.
@@ -294,54 +311,79 @@ class Training:
         return draw_steps(total, count, entry.images, generator)[mine]
 
     def cotangent(
-        self,
-        latents: list[Tensor],
-        views: list[View],
-        labels: dict[str, Tensor],
-        reference: References | None,
+        self, pieces: Sequence[Piece], labels: dict[str, Tensor], reference: References | None
     ) -> tuple[Tensor, Tensor]:
-        """dL/dz_0 (n, 4, h, w), times the loss scale, and the sums of the losses (3,)."""
+        """dL/dz_0 (n, 4, h, w), times the loss scale, and the sums of the losses (3,).
+
+        Every network that looks at the images goes back to them, and lets its graph go, before the next one
+        looks; the decoder goes back last, once for all.
+        """
         gradients, sums, first = [], [], 0
-        for z, view in zip(latents, views):
-            rows = slice(first, first + len(z))
-            first += len(z)
-            view = view if len(latents) == 1 else self.look(z, graph=True, view=view)
+        for piece in pieces:
+            rows = slice(first, first + len(piece.latents))
+            first += len(piece.latents)
+            z, view, drawn, towards = piece.latents, piece.view, piece.drawn, None
             chosen = {name: label[rows].to(z.device) for name, label in labels.items()}
-            parts = self.losses(view, chosen, reference, rows)
-            total = parts.sum() * self.optimizer.scale
-            if total.requires_grad:
-                gradients.append(torch.autograd.grad(total, z)[0])
-            else:
+            if drawn is None:
+                view = self.observer.look(_leaf(view.images), view.found)
+            for parts in self.loss_parts(view, chosen, reference, rows):
+                sums.append(parts.detach())
+                if parts.requires_grad:
+                    (gradient,) = torch.autograd.grad(parts.sum() * self.optimizer.scale, view.images)
+                    towards = gradient if towards is None else towards + gradient
+            if towards is None:
                 gradients.append(torch.zeros_like(z))
-            sums.append(parts.detach())
+                continue
+            if drawn is None:
+                z = _leaf(z)
+                drawn = self.draw(z)
+            gradients += torch.autograd.grad(drawn, z, towards)
         return torch.cat(gradients), torch.stack(sums).sum(dim=0)
 
     def losses(
         self, view: View, labels: dict[str, Tensor], reference: References | None, rows: slice
     ) -> Tensor:
         """Alignment, image semantics and face realism of some images, weighted and divided by N: (3,)."""
+        return torch.stack(list(self.loss_parts(view, labels, reference, rows))).sum(dim=0)
+
+    def loss_parts(
+        self, view: View, labels: dict[str, Tensor], reference: References | None, rows: slice
+    ) -> Iterator[Tensor]:
+        """Summands of `losses`, that of the faces first, then one for each image encoder.
+
+        Encoders look when their summand is asked for; no two summands share a graph behind `view.images`.
+        """
         loss, total = self.config.loss, self.config.optimizer.images
         fair = alignment_loss(view.logits, labels, total, loss.temperature)
-        image, face = torch.zeros_like(fair), torch.zeros_like(fair)
-        if reference is not None:
-            reference = reference.part(rows)
-            original = reference.original
-            if loss.semantics and self.observer.encoders:
-                weights = region_weights(labels, original.labels, view.has_face, self.semantic_weights)
-                damped = damp_faces(view.images, view.boxes, reference.boxes, weights.face)
-                distance = image_semantics_loss(self.observer.encode(damped), reference.features)
-                image = (weights.image * distance).sum() / total
-            if loss.face:
-                targets, mask = realism_targets(
-                    view.features.detach(), view.has_face, labels, original, self.faces, loss.certain
-                )
-                face = loss.face * face_realism_loss(view.features, targets, mask).sum() / total
-        return torch.stack([fair, image, face])
+        nothing = torch.zeros_like(fair)
+        if reference is None:
+            yield torch.stack([fair, nothing, nothing])
+            return
+        reference = reference.part(rows)
+        original, face = reference.original, nothing
+        if loss.face:
+            targets, mask = realism_targets(
+                view.features.detach(), view.has_face, labels, original, self.faces, loss.certain
+            )
+            face = loss.face * face_realism_loss(view.features, targets, mask).sum() / total
+        yield torch.stack([fair, nothing, face])
+        if not loss.semantics:
+            return
+        weights = region_weights(labels, original.labels, view.has_face, self.semantic_weights)
+        for encoder, features in zip(self.observer.encoders, reference.features):
+            damped = damp_faces(view.images, view.boxes, reference.boxes, weights.face)
+            distance = image_semantics_loss([encoder(damped)], [features])
+            yield torch.stack([nothing, (weights.image * distance).sum() / total, nothing])
 
     @cached_property
     def semantic_weights(self) -> SemanticWeights:
         loss = self.config.loss
         return SemanticWeights(loss.semantics, loss.changed, loss.changed_face)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    """The same numbers where a gradient stops and is asked for."""
+    return tensor.detach().requires_grad_()
 
 
 def _losses(sums: Tensor) -> dict[str, float]:

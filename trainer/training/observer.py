@@ -7,7 +7,7 @@ but the detection is differentiable with respect to the images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -58,10 +58,6 @@ class View:
     found: tuple[Face | None, ...]
     logits: dict[str, Tensor]
     features: Tensor
-
-    def without_images(self) -> View:
-        """What was read, without the images that it was read off."""
-        return replace(self, images=self.images.new_zeros(len(self.images), 3, 0, 0))
 
     @cached_property
     def has_face(self) -> Tensor:
