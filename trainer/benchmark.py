@@ -121,6 +121,7 @@ def _bench(
         tuple(options.encoders),
         tuple(options.methods) or _usual(name, options),
         options.checkpoint,
+        options.gradient_batch,
     )
     if options.compile:
         torch._dynamo.reset()  # what was compiled for another model counts no more
@@ -248,6 +249,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--images", type=int, default=0, help="of an iteration (default: by model)")
     add("--micro-batch", type=int, default=0, help="images at a time, in every method (default: by model)")
+    add(
+        "--gradient-batch",
+        type=int,
+        default=0,
+        help="(image, step) pairs in a call of ours with gradient (twice the images at a time: as many rows "
+        "as the one graph's calls with both branches have)",
+    )
     add("--steps", type=int, default=20, help="of the sampler (20)")
     add("--rounds", type=int, default=2, help="of timing (2)")
     add("--rank", type=int, default=50, help="of the LoRA (50)")
@@ -282,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if (
             min(options.steps, options.rounds, options.rank) < 1
-            or min(options.images, options.micro_batch) < 0
+            or min(options.images, options.micro_batch, options.gradient_batch) < 0
         ):
             raise FairAdapterError("--steps, --rounds and --rank: expected 1 or more")
         with memory_told(REMEDY):

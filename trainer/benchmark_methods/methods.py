@@ -43,7 +43,7 @@ from ..training.processes import Processes
 from ..training.setup import prepare
 from .models import papers_encoders
 
-REMEDY = "give a smaller --micro-batch, --images or --size"
+REMEDY = "give a smaller --micro-batch, --gradient-batch, --images or --size"
 Kind = Literal["one graph", "naive", "truncated", "decoupled"]
 
 
@@ -132,10 +132,13 @@ class Workbench:
         encoders: tuple[str, ...] = ("embedded",),
         chosen: Collection[str] = (),
         checkpoint: Literal["none", "decoder", "all"] = "decoder",
+        gradient_batch: int = 0,
     ) -> Workbench:
         """images: of one iteration.  micro_batch: at a time, in every method.  encoders: of the semantics
         loss, "paper" for those of the paper with random weights.  chosen: methods by name; none is all.
-        checkpoint: of ours, as in sampling.checkpoint; the one graph always has both."""
+        checkpoint: of ours, as in sampling.checkpoint; the one graph always has both.
+        gradient_batch: (image, step) pairs in a call of ours; 0 makes it as large as the one graph's calls,
+        in which both branches of a micro-batch go together."""
         paper = encoders == ("paper",)
         config = Config(
             model=ModelConfig(path="random", dtype=dtype, guidance_scale=scale),  # type: ignore[arg-type]
@@ -147,7 +150,7 @@ class Workbench:
             sampling=SamplingConfig(
                 steps=(steps, steps),
                 network_batch=micro_batch,
-                gradient_batch=micro_batch,
+                gradient_batch=gradient_batch or 2 * micro_batch,
                 decode_batch=micro_batch,
                 checkpoint=checkpoint,
             ),

@@ -15,7 +15,8 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from diffusers.models.attention_processor import Attention
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
@@ -303,9 +304,13 @@ class DiffusionModel(ImageModel):
         """Moves the networks, frozen and in evaluation mode, into the memory layout that suits the device."""
         for part in self.parts().values():
             part.to(device).requires_grad_(False).eval()
-        if torch.device(device).type == "cuda":
+        kind = torch.device(device).type
+        if kind == "cuda":
             for part in (self.network, self.vae):
                 part.to(memory_format=torch.channels_last)
+        if kind == "cpu" and self.dtype != torch.float32 and isinstance(self.network, UNet2DConditionModel):
+            # with 16 bits the CPU's flash kernel takes half as long again to go back
+            self.network.set_attn_processor(AttnProcessor())
         if _channels_first not in self.vae.decoder.mid_block._forward_hooks.values():
             self.vae.decoder.mid_block.register_forward_hook(_channels_first)
         return self

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -82,13 +81,6 @@ class StableDiffusion(DiffusionModel):
     @classmethod
     def fits(cls, pipeline: Any) -> bool:
         return not pipeline.unet.config["use_linear_projection"]  # SD2's has it
-
-    def to(self, device: torch.device | str) -> StableDiffusion:
-        """As for every model; on a CPU plain attention replaces the flash kernel, slow in its backward."""
-        super().to(device)
-        if torch.device(device).type == "cpu":
-            self.unet.set_attn_processor(AttnProcessor())
-        return self
 
     @property
     def names(self) -> FamilyNames:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -71,8 +70,6 @@ class StableDiffusionXL(DiffusionModel):
     def to(self, device: torch.device | str) -> StableDiffusionXL:
         """As for every model; the VAE in float32 where float16 would overflow in it."""
         super().to(device)
-        if torch.device(device).type == "cpu":
-            self.unet.set_attn_processor(AttnProcessor())
         if self.vae.dtype == torch.float16 and self.vae.config["force_upcast"]:
             self.vae.to(torch.float32)
         return self
