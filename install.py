@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent
 PYTHONS = ((3, 10), (3, 13))  # oldest and newest that every package of the table has wheels for
 STAMP = "fair-adapter-complete.txt"  # in .venv; holds the fingerprint of the table that was installed
 TORCH_INDEX = "https://download.pytorch.org/whl"
-SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadgroup")  # of pytest; `-n 0` undoes it
+SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4")  # of pytest, see tests/conftest.py; `-n 0` undoes it
 CUDA_13 = (580, 7.5)  # first driver and compute capability that a CUDA 13 build runs on
 
 _CAUSES = (  # what pip says, what it means, what helps

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 if "fair_adapter" not in sys.modules:  # the repository root under its one import name
     _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
@@ -42,8 +43,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--webui", metavar="DIR", help="run the a1111 browser scenario in this installation")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(here).parts[0]))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process takes a whole file, or a whole host's folder. (xdist's own groups need an older pytest.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFileOrHost(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "/".join(nodeid.partition("::")[0].split("/")[:2])  # of tests/x.py and tests/host/x.py
+
+    return ByFileOrHost(config, log)
