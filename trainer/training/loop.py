@@ -140,6 +140,7 @@ class Training:
         # g = dL/dz_0, and its way into the parameters through every step on its own.
         labels = {name: label[mine] for name, label in goal.labels.items()}
         cotangent, sums = self.look_back(pieces, labels, reference)
+        pieces.clear()  # and with them the graph of what no loss went back through
         again = (self.guidance(entry, target) for _ in itertools.count())
         steps = self.gradient_steps(iteration, entry, mine)
         self.follow(trajectory, cotangent, itertools.chain([guidance], again), steps)
