@@ -32,7 +32,7 @@ from ...shared.seeds import starting_noise
 DECODED = 2**21  # pixels that are decoded at a time where no gradient is asked for: 8 pictures of 512 px
 DECODER_LAYERS = (ResnetBlock2D, Upsample2D, Attention)
 # No dropout: the state of the random numbers, which a GPU is slow to give, need not be kept.
-RECOMPUTED = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+RECOMPUTED: Callable[..., Any] = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 LATENT_FACTOR = 8  # px of a side for one latent, in every family here
 
 Soft = Mapping[str, Tensor]  # encoder -> soft tokens (n, d)

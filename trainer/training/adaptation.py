@@ -29,7 +29,7 @@ from ...shared.lora import ALPHA, GATE_STD, RANK, LoraSet
 from ...shared.sampling import Conditioning, Guidance
 from ...shared.schedulers import LinearSampler
 from ...shared.soft_prompt import INITIAL_WORDS, TOKENS, SoftPrompt, initial_tokens
-from ..families.base import DiffusionModel, ImageModel
+from ..families.base import RECOMPUTED, DiffusionModel, ImageModel
 
 COORDINATES = "coordinates"  # of the target, in a conditioning: the gates of the network's LoRA follow them
 TEXT_KEYS = ("lora_te", "fair.gate.lora_te")
@@ -225,13 +225,17 @@ class Adaptation(nn.Module):
     ) -> Guidance:
         """Both guidance branches for N prompts and one target.
 
+        Prompts are encoded anew when the gradient comes back: what it needs of the text encoders would wait
+        for it through all of an iteration.
         both: whether the unconditional branch carries a graph to what is trained too.
         """
         count = 0 if self.soft is None else self.soft.length
         length = self.base.common_length(prompts, negative, count, count if self.negative_tokens else 0)
-        conditional = self.encode(prompts, target, length=length)
+        conditional = RECOMPUTED(self.encode, prompts, target, length=length)
         with torch.set_grad_enabled(both and torch.is_grad_enabled()):
-            unconditional = self.encode([negative], target, self.negative_tokens, length, negative=True)
+            unconditional = RECOMPUTED(
+                self.encode, [negative], target, self.negative_tokens, length, negative=True
+            )
         return Guidance(conditional, unconditional, scale)
 
     def denoise(self, inputs: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
