@@ -182,21 +182,21 @@ class Training:
             len(seeds),
         )
 
-    def read(self, final: Tensor, size: int) -> list[Piece]:
+    def read(self, final: Tensor, size: int, found: Sequence[Face | None] | None = None) -> list[Piece]:
         """Latents z_0 (N, C, h, w) in pieces of `size`, and what they show.
 
-        A single piece keeps its graph, so that it is not decoded a second time. Faces are looked for in all
-        images at once.
+        A single piece keeps its graph, so that it is not decoded a second time. Faces are where `found` has
+        them, or are looked for in all images at once.
         """
         latents = final.split(size)
         if len(latents) == 1:
             z = _leaf(final)
             with torch.enable_grad():
                 drawn = self.draw(z)
-                return [Piece(z, self.observer.look(_leaf(drawn)), drawn)]
+                return [Piece(z, self.observer.look(_leaf(drawn), found), drawn)]
         with torch.no_grad():
             images = [self.shown(z) for z in latents]
-            found = self.observer.find(torch.cat(images))
+            found = self.observer.find(torch.cat(images)) if found is None else found
             views = [
                 self.observer.look(part, found[i * size : (i + 1) * size]) for i, part in enumerate(images)
             ]
@@ -209,13 +209,10 @@ class Training:
 
         def work(size: int) -> tuple[Tensor, Tensor]:
             if size < len(pieces[0].latents):
-                latents = torch.cat([piece.latents.detach() for piece in pieces]).split(size)
+                latents = torch.cat([piece.latents.detach() for piece in pieces])
                 found = [face for piece in pieces for face in piece.view.found]
                 pieces.clear()  # and the graph of the first look with them
-                with torch.no_grad():
-                    for i, z in enumerate(latents):
-                        faces = found[i * size : (i + 1) * size]
-                        pieces.append(Piece(z, self.observer.look(self.shown(z), faces)))
+                pieces.extend(self.read(latents, size, found))
             return self.cotangent(pieces, labels, reference)
 
         return self.batches.fit("decode", work, len(pieces[0].latents))
