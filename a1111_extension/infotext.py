@@ -6,17 +6,19 @@ they say something, `Fair tokens` and `Fair error`. The host quotes values with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..shared.attributes import TargetDistribution
 from ..shared.errors import FairAdapterError
 from .injection import strip
-from .request import HIDDEN, IN_PROMPT, NO_ADAPTER, FairRequest
+from .request import HIDDEN, IN_PROMPT, NO_ADAPTER, STRENGTHS, FairRequest
 
 ADAPTER, TARGET, STRENGTH = "Fair adapter", "Fair target", "Fair strength"
 HASH, TOKENS, ERROR = "Fair hash", "Fair tokens", "Fair error"
 KEYS = (ADAPTER, TARGET, STRENGTH, HASH, TOKENS, ERROR)
+ENABLED = "Fair enabled"  # stands in no picture: the name by which the hosts' buttons know the accordion
 PROMPTS = ("Prompt", "Negative prompt", "Hires prompt", "Hires negative prompt")
 
 
@@ -54,20 +56,66 @@ def _percent(share: float, decimals: int) -> str:
     return f"{round(100 * share, decimals):g}"
 
 
+# ---- back into the widgets
+
+
+class PasteField(str):
+    """How one widget is set, whichever way the settings travel.
+
+    The hosts' "send to" buttons copy the widgets whose label is a text that the script names; PNG info, the
+    arrow button and the API's `infotext` call what can be called with the parameters of a picture. This is
+    both: a plain function would be left out by the buttons, a plain text can't read the accordion.
+    """
+
+    read: Callable[[Mapping[str, Any]], Any]
+
+    def __new__(cls, label: str, read: Callable[[Mapping[str, Any]], Any]) -> PasteField:
+        field = super().__new__(cls, label)
+        field.read = read
+        return field
+
+    def __call__(self, parameters: Mapping[str, Any]) -> Any:
+        """The widget's value; None leaves it as it is."""
+        return self.read(parameters)
+
+
 def is_on(parameters: Mapping[str, Any]) -> bool:
     """Whether a pasted infotext was made with us; decides the accordion."""
     return ADAPTER in parameters
 
 
+def pasted_adapter(parameters: Mapping[str, Any]) -> str | None:
+    return str(parameters[ADAPTER]) if is_on(parameters) else None
+
+
+def pasted_target(parameters: Mapping[str, Any]) -> str | None:
+    return str(parameters.get(TARGET, "")) if is_on(parameters) else None
+
+
+def pasted_strength(parameters: Mapping[str, Any]) -> float | None:
+    """None for what is no strength: a text of elsewhere must not end a request of the API."""
+    try:
+        strength = float(parameters.get(STRENGTH, ""))
+    except (TypeError, ValueError):
+        return None
+    low, high = STRENGTHS
+    return strength if math.isfinite(strength) and low <= strength <= high else None
+
+
 def pasted_place(parameters: Mapping[str, Any]) -> str | None:
-    """Where the tokens went; None leaves the choice as it is."""
+    """Where the tokens went."""
     if not is_on(parameters):
         return None
     return IN_PROMPT if parameters.get(TOKENS) == IN_PROMPT else HIDDEN
 
 
-def pasted_target(parameters: Mapping[str, Any]) -> str | None:
-    return str(parameters.get(TARGET, "")) if is_on(parameters) else None
+FIELDS = (  # of the first widgets of `request.ARGUMENTS`, in that order
+    PasteField(ENABLED, is_on),
+    PasteField(ADAPTER, pasted_adapter),
+    PasteField(TARGET, pasted_target),
+    PasteField(STRENGTH, pasted_strength),
+    PasteField(TOKENS, pasted_place),
+)
 
 
 def clean_pasted(parameters: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ class FairAdapterScript(scripts.Script):
 
         controls = ui.build(SERVICE, accordion, self.elem_id, HOST.loaded_model)
         self.infotext_fields = ui.paste_fields(controls)
-        self.paste_field_names = [key for key in infotext.KEYS if key not in (infotext.HASH, infotext.ERROR)]
+        self.paste_field_names = list(infotext.FIELDS)
         return controls
 
     def after_component(self, component: Any, **kwargs: Any) -> None:

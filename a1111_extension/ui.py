@@ -78,16 +78,9 @@ def build(
     return [enabled, adapter, target, strength, place, live, overlay]
 
 
-def paste_fields(controls: Sequence[Any]) -> list[tuple[Any, Any]]:
-    """How a pasted infotext sets the widgets."""
-    enabled, adapter, target, strength, place, *_ = controls
-    return [
-        (enabled, infotext.is_on),
-        (adapter, infotext.ADAPTER),
-        (target, infotext.pasted_target),
-        (strength, infotext.STRENGTH),
-        (place, infotext.pasted_place),
-    ]
+def paste_fields(controls: Sequence[Any]) -> list[tuple[Any, infotext.PasteField]]:
+    """How a pasted infotext, or another tab, sets the widgets of `build`."""
+    return list(zip(controls, infotext.FIELDS))
 
 
 # ---- sliders

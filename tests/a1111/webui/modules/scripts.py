@@ -103,7 +103,7 @@ class ScriptRunner:
         self.is_img2img = is_img2img
         self.alwayson_scripts, self.selectable_scripts = [], []
         self.inputs = [None]
-        self.infotext_fields = []
+        self.infotext_fields, self.paste_field_names = [], []
         for data in scripts_data:
             script = data.script_class()
             script.filename = data.path
@@ -125,6 +125,7 @@ class ScriptRunner:
             controls = script.ui(self.is_img2img) or []
             self.inputs += controls
             self.infotext_fields += script.infotext_fields or []
+            self.paste_field_names += script.paste_field_names or []
             script.args_to = len(self.inputs)
         return self.inputs[1:]
 

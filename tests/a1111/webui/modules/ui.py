@@ -7,7 +7,8 @@ from modules import infotext_utils, script_callbacks, scripts, shared
 from modules.api import queue_lock
 from modules.processing import StableDiffusionProcessing, process_images
 
-LAST = {"text": ""}  # of the last picture: what the paste arrow takes when the prompt is empty
+LAST = {"text": "", "image": None}  # the last picture: what the paste arrow takes when the prompt is empty
+SENT = ("Prompt", "Negative prompt", "Steps", "Seed")  # labels that "send to" copies by itself
 
 
 def made(runner, component, elem_id):
@@ -29,7 +30,7 @@ def generate(runner, tab):
                 processed = process_images(p)
             finally:
                 shared.state.end()
-        LAST["text"] = processed.info
+        LAST.update(text=processed.info, image=processed.images[0])
         comments = "<br>".join(html.escape(line) for line in processed.comments.split("\n"))
         text = html.escape(processed.info).replace("\n", "<br>")
         return processed.images, f"<p>{text}</p>", f"<p class='comments'>{comments}</p>", processed.js()
@@ -37,15 +38,18 @@ def generate(runner, tab):
     return run
 
 
-def paste(runner, fields):
-    """The paste arrow: an infotext in the prompt box (or that of the last picture) into the widgets."""
+def paste(fields, image=None):
+    """An infotext (without one, that of the last picture) into the widgets; a picture into the tab's own.
 
-    def run(prompt):
+    Observed: a target that can be called is asked with the parameters, whatever else it is.
+    """
+
+    def run(prompt, *pictures):
         text = prompt if "\nSteps:" in prompt else LAST["text"]
         found = infotext_utils.parse_generation_parameters(text)
         script_callbacks.call("infotext_pasted", text, found)
-        updates = []
-        for component, target in [*fields, *runner.infotext_fields]:
+        updates = list(pictures)
+        for component, target in fields:
             value = target(found) if callable(target) else found.get(target)
             if value is None:
                 updates.append(gr.update())
@@ -54,7 +58,37 @@ def paste(runner, fields):
             updates.append(gr.update(value=value if kind is type(None) else kind(value)))
         return updates
 
-    return run
+    return run, [*([image] if image else []), *(component for component, _ in fields)]
+
+
+def send_buttons(tabs):
+    """Under the results of txt2img: the picture, and the widgets of one tab into those of another.
+
+    Observed: only widgets whose label is among the host's own or in the scripts' `paste_field_names`, in the
+    order of each tab's list; a label that is a function is among neither.
+    """
+    source, target = tabs["txt2img"]["fields"], tabs["img2img"]
+    named = [*SENT, *scripts.scripts_txt2img.paste_field_names]
+    for button in tabs["txt2img"]["buttons"]:
+        button.click(lambda: LAST["image"], [], [target["image"]], queue=False)
+        button.click(
+            lambda *values: values[0] if len(values) == 1 else list(values),
+            [component for component, label in source if label in named],
+            [component for component, label in target["fields"] if label in named],
+            queue=False,
+        )
+
+
+def png_info_page(tabs):
+    """A picture's parameters, and buttons that send them on."""
+    picture = gr.Image(type="pil", label="Source", elem_id="pnginfo_image")
+    text = gr.Textbox(label="Parameters", elem_id="pnginfo_generation_info")
+    picture.change(lambda image: (image.info if image else {}).get("parameters", ""), [picture], [text])
+    for name, tab in tabs.items():
+        button = gr.Button(f"Send to {name}", elem_id=f"{name}_tab")
+        run, outputs = paste(tab["fields"], tab["image"])
+        inputs = [text, picture] if tab["image"] else [text]
+        button.click(run, inputs, outputs, queue=False)
 
 
 def build_tab(tab, runner):
@@ -87,6 +121,9 @@ def build_tab(tab, runner):
         with gr.Column(elem_id=f"{tab}_results"):
             with gr.Group(elem_id=f"{tab}_gallery_container"):
                 gallery = gr.Gallery(label="Output", elem_id=f"{tab}_gallery", columns=4)
+            with gr.Row():
+                places = ("img2img", "inpaint")  # the two hosts' buttons under a picture; one tab here
+                buttons = [gr.Button(f"to {name}", elem_id=f"{tab}_send_to_{name}") for name in places]
             info = made(runner, gr.HTML(elem_id=f"html_info_{tab}"), f"html_info_{tab}")
             log = made(runner, gr.HTML(elem_id=f"html_log_{tab}"), f"html_log_{tab}")
             name = f"generation_info_{tab}"
@@ -98,8 +135,10 @@ def build_tab(tab, runner):
     interrupt.click(shared.state.interrupt, [], [], queue=False)
     skip.click(shared.state.skip, [], [], queue=False)
     fields = [(prompt, "Prompt"), (negative, "Negative prompt"), (steps, "Steps"), (seed, "Seed")]
-    targets = [component for component, _ in [*fields, *runner.infotext_fields]]
-    arrow.click(paste(runner, fields), [prompt], targets, queue=False)
+    fields += runner.infotext_fields
+    run, outputs = paste(fields)
+    arrow.click(run, [prompt], outputs, queue=False)
+    return {"fields": fields, "image": image, "buttons": buttons}
 
 
 def settings_page():
@@ -123,10 +162,14 @@ def create_ui():
     script_callbacks.call("ui_settings")
     scripts.make_runners()
     tabs = [tab for found in script_callbacks.call("ui_tabs") if found for tab in found]
+    built = {}
     with gr.Blocks(title="stand-in", analytics_enabled=False) as demo, gr.Tabs(elem_id="tabs"):
         for tab, runner in (("txt2img", scripts.scripts_txt2img), ("img2img", scripts.scripts_img2img)):
             with gr.TabItem(tab, elem_id=f"tab_{tab}"):
-                build_tab(tab, runner)
+                built[tab] = build_tab(tab, runner)
+        with gr.TabItem("PNG Info", elem_id="tab_pnginfo"):
+            png_info_page(built)
+        send_buttons(built)
         for blocks, title, elem_id in tabs:
             with gr.TabItem(title, elem_id=f"tab_{elem_id}"):
                 blocks.render()
