@@ -29,6 +29,7 @@ COLUMNS = (
     "faces",
 )  # fmt: skip
 FILTERS = ("prompt", "adapter", "model")
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # what spreadsheets begin a formula with
 
 
 @dataclass(frozen=True)
@@ -205,5 +206,5 @@ def _colour(attribute: str, label: str) -> tuple[int, int, int]:
 
 
 def _cell(value: object) -> object:
-    """CSV cells that a spreadsheet would take for a formula get a quote before them."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" else value
+    """CSV cells that a spreadsheet would take for a formula get a quote before them, empty ones do not."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

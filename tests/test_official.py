@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -158,7 +159,9 @@ def shorter(state: dict[str, Tensor]) -> dict[str, Tensor]:
         (lambda: torch.ones(3), "expected a state dict, found Tensor"),
         (lambda: {}, "expected a state dict"),
         (lambda: {"step": 7}, "found step: int"),
-        (Harmful, "expected a .pth file of tensors"),
+        (Harmful, "found an object of type"),
+        (lambda: {**official_prefix(), "loss": numpy.float64(1)}, "array.scalar, which is never opened"),
+        (lambda: {"a\x1b[1mb\n": 7}, "found ab: int"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: Callable[[], object], message: str) -> None:

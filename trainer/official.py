@@ -25,7 +25,7 @@ from ..shared.adapter import FairnessAdapter
 from ..shared.adapter_info import SD1_NAMES, AdapterInfo, BaseModel
 from ..shared.adapter_target import TargetSpace
 from ..shared.attributes import AGE, GENDER, RACE4, TargetDistribution
-from ..shared.errors import FairAdapterError
+from ..shared.errors import FairAdapterError, one_line, reason
 from ..shared.lora import ALPHA, DOWN, UP
 
 SD15 = BaseModel("Stable Diffusion 1.5", "sd1", {"clip_l": 768, "context": 768, "unet": 320}, names=SD1_NAMES)
@@ -187,13 +187,12 @@ def _load(path: Path) -> Mapping[str, Tensor]:
         AttributeError,
         LookupError,
     ) as error:
-        lines = str(error).strip().splitlines()
-        _refuse(path, "a .pth file of tensors", lines[0][:150] if lines else type(error).__name__)
+        _refuse(path, "a .pth file of tensors", reason(error))
     if not isinstance(found, Mapping) or not found:
         _refuse(path, "a state dict", type(found).__name__)
     for key, value in found.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            _refuse(path, "a state dict of tensors", f"{str(key)[:60]}: {type(value).__name__}")
+            _refuse(path, "a state dict of tensors", f"{one_line(key, 60)}: {type(value).__name__}")
         if value.layout is not torch.strided:
             _refuse(path, f"a plain tensor '{key[:100]}'", str(value.layout))
         if value.is_floating_point() and not torch.isfinite(value).all():
@@ -203,5 +202,6 @@ def _load(path: Path) -> Mapping[str, Tensor]:
 
 def _refuse(path: Path, expected: str, found: str) -> NoReturn:
     raise FairAdapterError(
-        f"{path}: expected {expected}, found {found}; use the release's files as they were downloaded"
+        f"{path}: expected {expected}, found {one_line(found)}; use the release's files as they were "
+        "downloaded"
     )

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import FairAdapterError
+from ..errors import FairAdapterError, reason
 
 _UNREADABLE = (
     OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError,
@@ -48,7 +48,7 @@ def read_checkpoint(path: Path | None, anchor: str, name: str, remedy: str) -> t
     except _UNREADABLE as error:
         raise FairAdapterError(
             f"{path}: expected a complete checkpoint of {name}, found {path.stat().st_size} bytes that do "
-            f"not load safely ({_first_line(error)}); {remedy}"
+            f"not load safely ({reason(error)}); {remedy}"
         ) from error
     return _unwrap(loaded, anchor, name, path, remedy), path
 
@@ -109,8 +109,3 @@ def head_width(tensors: Mapping[str, Tensor], key: str) -> int:
     """Number of outputs of the last layer, or 0 where it is no matrix."""
     weight = tensors[key]
     return int(weight.shape[0]) if weight.dim() == 2 else 0
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attributes import AGE, GENDER, RACE, RACE4, Attribute
-from ..errors import FairAdapterError
+from ..errors import FairAdapterError, reason
 from ..faces.alignment import PADDING, window
 from ..quiet import quiet
 from .base import ClassifierModule, temperatures
@@ -136,7 +136,7 @@ def load(
         tokenizer = open_clip.get_tokenizer(model)
     except Exception as error:  # hub clients and torch.load raise dozens of kinds, all of one meaning here
         raise FairAdapterError(
-            f"{weights}: expected weights of open_clip's {model}, which do not load ({_first_line(error)}); "
+            f"{weights}: expected weights of open_clip's {model}, which do not load ({reason(error)}); "
             f"go online once, or download them elsewhere and pass '{NAME}:PATH' with model='{model}'"
         ) from error
     return ZeroShot(clip, tokenizer, descriptions, templates, temperature, f"{model}/{Path(weights).name}")
@@ -239,8 +239,3 @@ def _open_clip() -> Any:
             "open_clip_torch"
         ) from error
     return open_clip
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".")[:200] if lines else type(error).__name__

@@ -229,6 +229,17 @@ def test_csv_is_safe_to_open_in_a_spreadsheet(tmp_path: Path) -> None:
     head, row = store.to_csv().splitlines()
     assert head.endswith("faces,gender,gender_confidence")
     assert "\"'=HYPERLINK(" in row and row.endswith("1,female,0.9100")
+    store.reset()
+    store.add([records.PictureRecord("", target="", model="")])
+    assert "'" not in store.to_csv(), "an empty text stays empty"
+    assert [records._cell(v) for v in ("", "-1", "＝x", "a=b", -1, 0.5)] == [
+        "",
+        "'-1",
+        "'＝x",
+        "a=b",
+        -1,
+        0.5,
+    ]
 
 
 def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...shared.errors import FairAdapterError
+from ...shared.errors import FairAdapterError, reason
 
 Losses = Mapping[str, Tensor]
 
@@ -128,5 +128,6 @@ def _resume(
         return int(state["step"])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise FairAdapterError(
-            f"{path}: expected a checkpoint of this stage, found {error}; delete it to start the stage again"
+            f"{path}: expected a checkpoint of this stage, found {reason(error)}; delete it to start the "
+            "stage again"
         ) from error

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ...shared.errors import FairAdapterError
+from ...shared.errors import FairAdapterError, reason
 from ...shared.tensor_file import write_bytes
 from ..configuration.config import Config, differences
 from ..configuration.settings import plain
@@ -89,9 +89,10 @@ def _read(path: Path) -> dict[str, Any]:
     except (
         OSError,
         RuntimeError,
-        KeyError,
+        LookupError,
         ValueError,
         TypeError,
+        AttributeError,
         EOFError,
         pickle.UnpicklingError,
     ) as error:
@@ -99,9 +100,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, error: Exception) -> FairAdapterError:
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
     return FairAdapterError(
-        f"{path}: expected a checkpoint of this trainer, found {reason}; delete it to start the run again"
+        f"{path}: expected a checkpoint of this trainer, found {reason(error)}; delete it to start the "
+        "run again"
     )
 
 
