@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..shared.bars import PALETTE, WHEEL, Bar, FaceBars
+from ..shared.attributes import class_look
+from ..shared.bars import Bar, FaceBars
 from ..shared.errors import FairAdapterError
 from ..shared.statistics import FairnessStatistics, counted_attributes
 
@@ -190,7 +191,8 @@ def _faces(text: str, path: Path) -> list[FaceBars]:
         faces = []
         for face in json.loads(text):
             bars = tuple(
-                Bar(str(a), str(c), float(p), _colour(a, c), bool(sure)) for a, c, p, sure in face["bars"]
+                Bar(str(a), str(c), float(p), class_look(a, c).colour, bool(sure))
+                for a, c, p, sure in face["bars"]
             )
             x0, y0, x1, y1 = (float(value) for value in face["box"])
             faces.append(FaceBars((x0, y0, x1, y1), bars))
@@ -199,10 +201,6 @@ def _faces(text: str, path: Path) -> list[FaceBars]:
         raise FairAdapterError(
             f"{path}: expected readings as this program writes them, found {error!r}; reset the statistics"
         ) from error
-
-
-def _colour(attribute: str, label: str) -> tuple[int, int, int]:
-    return PALETTE.get((attribute, label), WHEEL[0])
 
 
 def _cell(value: object) -> object:

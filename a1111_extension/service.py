@@ -12,8 +12,7 @@ from typing import Any
 
 from ..shared.adapter import FairnessAdapter
 from ..shared.adapter_info import BaseModel
-from ..shared.attributes import KNOWN, Attribute, TargetDistribution
-from ..shared.bars import ordered
+from ..shared.attributes import KNOWN, STANDARD, Attribute, TargetDistribution, ordered
 from ..shared.errors import FairAdapterError
 from ..shared.library import SHIPPED, AdapterLibrary
 from ..shared.presets import presets
@@ -128,7 +127,7 @@ class FairService:
             adapter = self.adapter(name)
         except FairAdapterError:
             return ()
-        return tuple(ordered(KNOWN if adapter is None else adapter.targets.attributes))
+        return tuple(ordered(STANDARD if adapter is None else adapter.targets.attributes))
 
     def presets(self, name: str) -> dict[str, TargetDistribution]:
         """Named targets of an adapter; none if it can't be read."""
@@ -144,7 +143,7 @@ class FairService:
         except FairAdapterError:
             return ""
         default = adapter.targets.default if adapter else TargetDistribution.from_dict(
-            {a.name: "equal" for a in KNOWN}, KNOWN
+            {a.name: "equal" for a in STANDARD}, STANDARD
         )  # fmt: skip
         return readable(default)
 

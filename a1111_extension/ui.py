@@ -1,7 +1,8 @@
 """The accordion in txt2img and img2img, for gradio 3.41, 4.40 and later.
 
 The target is a text; the sliders write it and follow it. An adapter says which attributes there are, so the
-sliders are slots: three attributes of up to four classes; what does not fit is written as text.
+sliders are slots, enough for every attribute of the table in `shared/attributes.py`; what does not fit is
+written as text.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from ..shared.adapter_info import BaseModel
-from ..shared.attributes import Attribute, TargetDistribution
+from ..shared.attributes import TABLE, Attribute, TargetDistribution
 from ..shared.errors import FairAdapterError
 from ..shared.library import SUFFIX
 from ..shared.presets import linked
@@ -20,7 +21,7 @@ from . import infotext, views
 from .request import HIDDEN, NO_ADAPTER, PLACES
 from .service import FairService, LastResult
 
-ATTRIBUTES, CLASSES = 3, 4
+ATTRIBUTES, CLASSES = len({attribute.name for attribute in TABLE}), max(map(len, TABLE))
 SLOTS = ATTRIBUTES * CLASSES
 CUSTOM = "custom"
 NEAR = 0.06  # a slider closer than this to the target's share stays where it is

@@ -14,9 +14,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..shared.attributes import Attribute, TargetDistribution
-from ..shared.bar_grid import SPELLED, hex_colour
-from ..shared.bars import FaceBars, class_colour, draw_faces, ordered
+from ..shared.attributes import Attribute, TargetDistribution, ordered, spelled
+from ..shared.bar_grid import hex_colour
+from ..shared.bars import FaceBars, draw_faces
 from ..shared.library import AdapterSummary
 from ..shared.statistics import FairnessStatistics, ShareRow
 
@@ -56,8 +56,8 @@ def _share(row: ShareRow) -> str:
     target = ""
     if row.target is not None:
         target = f'<i class="fair-target" style="left:{100 * row.target:.2f}%"></i>'
-    spelled = SPELLED.get(row.label, row.label)
-    title = f"{spelled}: {row.count} of {row.n}, 95% interval {100 * row.low:.0f} to {100 * row.high:.0f}%"
+    name = spelled(row.attribute, row.label)
+    title = f"{name}: {row.count} of {row.n}, 95% interval {100 * row.low:.0f} to {100 * row.high:.0f}%"
     title += "" if row.target is None else f", target {100 * row.target:.4g}%"
     interval = f"left:{100 * row.low:.2f}%;width:{100 * (row.high - row.low):.2f}%"
     aim = "" if row.target is None else f" <small>of {100 * row.target:.3g}%</small>"
@@ -74,9 +74,9 @@ def legend(attributes: Sequence[Attribute], target: bool = True) -> str:
     parts = []
     for attribute in ordered(attributes):
         entries = "".join(
-            f'<span><i style="background:{hex_colour(class_colour(attribute, i))}"></i>'
-            f"{escape(SPELLED.get(label, label))}</span>"
-            for i, label in enumerate(attribute.classes)
+            f'<span><i style="background:{hex_colour(look.colour)}"></i>'
+            f"{escape(spelled(attribute.name, label))}</span>"
+            for label, look in zip(attribute.classes, attribute.looks)
         )
         parts.append(f"<div><em>{escape(attribute.name)}</em>{entries}</div>")
     signs = (

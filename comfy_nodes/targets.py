@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..shared.adapter import FairnessAdapter
-from ..shared.attributes import KNOWN, Attribute, TargetDistribution
+from ..shared.attributes import KNOWN, STANDARD, Attribute, TargetDistribution, spelled
 from ..shared.bar_grid import hex_colour
-from ..shared.bars import class_colour
 from ..shared.errors import FairAdapterError
 from ..shared.presets import presets
 
@@ -39,7 +38,7 @@ def choose(text: str, preset: str, adapter: FairnessAdapter | None) -> TargetDis
     elif text.strip():
         attributes = TargetDistribution.parse(text, known).attributes
     else:
-        attributes = KNOWN
+        attributes = STANDARD
     found = presets(attributes, adapter)
     if preset in found:
         return found[preset]
@@ -67,7 +66,7 @@ def groups(text: str, attributes: Sequence[Attribute]) -> list[dict[str, Any]]:
                 "name": "*".join(target.names),
                 "classes": ["*".join(cell) for cell in target.cells],
                 "shares": [100 * share for share in target.shares],
-                "colours": [hex_colour(class_colour(first, first.index(cell[0]))) for cell in target.cells],
+                "colours": [hex_colour(first.looks[first.index(cell[0])].colour) for cell in target.cells],
             }
         )
     return found
@@ -78,6 +77,7 @@ def target_dict(text: str, preset: str, adapter: FairnessAdapter | None) -> dict
     attributes = known_attributes(adapter)
     table: dict[str, Any] = {
         "attributes": {a.name: list(a.classes) for a in attributes},
+        "spelled": {a.name: {label: spelled(a.name, label) for label in a.classes} for a in attributes},
         "groups": [],
         "text": "",
         "warnings": [],

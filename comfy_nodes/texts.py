@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..shared.adapter import FairnessAdapter
-from ..shared.attributes import TargetDistribution
+from ..shared.attributes import CROSS, TargetDistribution, ordered_figures
 from ..shared.bars import FaceBars
 from ..shared.library import AdapterSummary
 from ..shared.statistics import FairnessStatistics
-
-_NAMES = {"gender_x_race": "gender x race"}
-_FIGURES = ("gender", "race", "gender_x_race", "age")
 
 
 def describe(summary: AdapterSummary) -> str:
@@ -54,14 +51,14 @@ def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
     """ "gender bias .67 -> .16 (floor .08, 96 faces a prompt)" for each attribute that was measured."""
     before, after = evaluation.get("original"), evaluation.get("adapter")
     lines = []
-    for name in _FIGURES:
-        new = _figure(after, name)
-        if new is None:
-            continue
+    named = {str(name): _figure(after, name) for name in after} if isinstance(after, Mapping) else {}
+    measured = {name: figures for name, figures in named.items() if figures is not None}
+    for name in ordered_figures(measured):
+        new = measured[name]
         old = _figure(before, name)
         change = f"{new['bias']:.2f}" if old is None else f"{old['bias']:.2f} -> {new['bias']:.2f}"
         floor = f" (a fair model scores {new['floor']:.2f})" if _number(new.get("floor")) else ""
-        lines.append(f"{_NAMES.get(name, name)} bias {change}{floor}")
+        lines.append(f"{' x '.join(name.split(CROSS))} bias {change}{floor}")
     return lines
 
 

@@ -15,22 +15,36 @@ Attributes that are not joined by "*" are independent of each other.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
 
 from .errors import FairAdapterError
+from .shares import RESOLUTION, block_table, canonical, nearest, position, read_shares, write_shares
 
-RESOLUTION = 10**10  # probabilities are multiples of 1 / RESOLUTION, so that equality and hashing are exact
-ROUNDING = 1e-3 + 1e-9  # relative error of a sum that is taken for rounding, "33.3/33.3/33.3"
 _WORD = re.compile(r"[a-z0-9][a-z0-9 _\-]*")
+
+
+Colour = tuple[int, int, int]  # RGB, 0 to 255
+
+
+@dataclass(frozen=True)
+class ClassLook:
+    """How a class is shown and said.
+
+    colour: of its bars.  legend: what its name stands for, "" where the name says it.
+    phrases: for CLIP, such as "a woman".  words: of a prompt that asks for it, such as "female".
+    """
+
+    colour: Colour
+    legend: str = ""
+    phrases: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,10 +52,13 @@ class Attribute:
     """A perceived attribute and its classes in canonical order, e.g. gender: female, male.
 
     Names and classes are lower-case words (letters, digits, blank, "_" and "-").
+    looks: one for each class; by default those of `TABLE`, and the colours in turn for classes it lacks.
+        Attributes of the same name and classes are equal however they look.
     """
 
     name: str
     classes: tuple[str, ...]
+    looks: tuple[ClassLook, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -52,20 +69,121 @@ class Attribute:
                 )
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise FairAdapterError(f"attribute {self.name!r}: classes must be distinct and at least one")
+        if not self.looks:
+            looks = tuple(class_look(self.name, label, i) for i, label in enumerate(self.classes))
+            object.__setattr__(self, "looks", looks)
+        if len(self.looks) != len(self.classes):
+            raise FairAdapterError(f"attribute {self.name!r}: expected one look for each class")
 
     def __len__(self) -> int:
         return len(self.classes)
 
     def index(self, name: str) -> int:
         """Position of a class; an unknown class is an error that suggests the nearest one."""
-        return _position(name, self.classes, f"class of {self.name}")
+        return position(name, self.classes, f"class of {self.name}")
 
 
-GENDER = Attribute("gender", ("female", "male"))
-RACE = Attribute("race", ("wmelh", "black", "asian"))  # wmelh: white, Middle Eastern, Latino
-RACE4 = Attribute("race", ("wmelh", "black", "asian", "indian"))
-AGE = Attribute("age", ("young", "old"))  # old: perceived as 40 years and more
-KNOWN = (GENDER, RACE, AGE)
+def class_look(attribute: str, label: str, index: int = 0) -> ClassLook:
+    """How a class is shown: as `TABLE` says, else in the colour of its place, `index`."""
+    for known in TABLE:
+        if known.name == attribute and label in known.classes:
+            return known.looks[known.classes.index(label)]
+    colours = list(dict.fromkeys(look.colour for known in TABLE for look in known.looks))
+    return ClassLook(colours[index % len(colours)])
+
+
+def spelled(attribute: str, label: str) -> str:
+    """A class with what its name stands for: "wmelh (white, Middle Eastern, Latino)"."""
+    legend = class_look(attribute, label).legend
+    return f"{label} ({legend})" if legend else label
+
+
+def ordered(attributes: Iterable[Attribute]) -> list[Attribute]:
+    """In the order of `TABLE`, then the others as they come: the order of bars, rows and sliders."""
+    return sorted(attributes, key=lambda a: _place(a.name))
+
+
+def ordered_figures(names: Iterable[str]) -> list[str]:
+    """Names of figures in the order of `TABLE`; a pair, "gender_x_race", follows its attributes."""
+    return sorted(names, key=lambda n: (max(map(_place, n.split(CROSS))), n.count(CROSS)))
+
+
+def _place(name: str) -> int:
+    names = list(dict.fromkeys(a.name for a in TABLE))
+    return names.index(name) if name in names else len(names)
+
+
+# Every attribute that has a look of its own, in the order of the bars; a name may come with several lists of
+# classes. The colours are Okabe and Ito's ("Color Universal Design", 2008) and a grey, dealt out so that the
+# classes of one attribute are as far apart as possible for colour-blind eyes too.
+GENDER = Attribute(
+    "gender",
+    ("female", "male"),
+    (
+        ClassLook(
+            (230, 159, 0),  # orange
+            phrases=("a woman", "a lady", "a female person"),
+            words=("female",),
+        ),
+        ClassLook(
+            (0, 158, 115),  # bluish green
+            phrases=("a man", "a gentleman", "a male person"),
+            words=("male",),
+        ),
+    ),
+)
+RACE4 = Attribute(
+    "race",
+    ("wmelh", "black", "asian", "indian"),
+    (
+        ClassLook(
+            (213, 94, 0),  # vermilion
+            "white, Middle Eastern, Latino",
+            ("a white person", "a Middle Eastern person", "a Latino person"),
+            ("white", "latino", "middle eastern"),
+        ),
+        ClassLook(
+            (240, 228, 66),  # yellow
+            phrases=("a Black person", "an African person", "an African American person"),
+            words=("black",),
+        ),
+        ClassLook(
+            (0, 114, 178),  # blue
+            phrases=("an East Asian person", "a Chinese person", "a Southeast Asian person"),
+            words=("asian",),
+        ),
+        ClassLook(
+            (204, 121, 167),  # reddish purple
+            phrases=("an Indian person", "a South Asian person"),
+            words=("indian",),
+        ),
+    ),
+)
+RACE = Attribute("race", RACE4.classes[:3], RACE4.looks[:3])
+AGE = Attribute(
+    "age",
+    ("young", "old"),
+    (
+        ClassLook(
+            (86, 180, 233),  # sky blue
+            "under 40 years",
+            ("a young person", "a person in their twenties", "a person in their thirties"),
+            ("young",),
+        ),
+        ClassLook(
+            (187, 187, 187),  # grey
+            "40 years and more",
+            ("a middle-aged person", "an elderly person", "a person over forty"),
+            ("old",),
+        ),
+    ),
+)
+TABLE = (GENDER, RACE, RACE4, AGE)
+KNOWN = tuple(next(a for a in TABLE if a.name == name) for name in dict.fromkeys(a.name for a in TABLE))
+STANDARD = (GENDER, RACE, AGE)  # what the default classifier reads
+JOINT = (GENDER.name, RACE.name)  # whose joint shares are measured too, as the paper does
+CROSS = "_x_"
+PAIR = CROSS.join(JOINT)
 
 
 @dataclass(frozen=True)
@@ -89,7 +207,7 @@ class TargetDistribution:
         if not names or len(set(names)) != len(names):
             raise FairAdapterError(f"target: needs one or more different attributes, found {names}")
         object.__setattr__(self, "attributes", attributes)
-        object.__setattr__(self, "shares", _canonical(self.shares, attributes))
+        object.__setattr__(self, "shares", canonical(self.shares, attributes))
 
     # ---- ways to make one
 
@@ -109,7 +227,7 @@ class TargetDistribution:
                 )
             if names in table:
                 raise FairAdapterError(f"target {text!r}: {names} is given twice")
-            table[names] = _read_shares(shares.strip(), block)
+            table[names] = read_shares(shares.strip(), block)
         return cls.from_dict(table, attributes)
 
     @classmethod
@@ -125,8 +243,8 @@ class TargetDistribution:
         axes: list[Attribute] = []
         joint = np.ones(())
         for names, shares in table.items():
-            block = [known[_nearest(n.strip(), known, "attribute")] for n in names.split("*")]
-            joint = np.multiply.outer(joint, cls(tuple(block), _block_table(block, shares)).probabilities)
+            block = [known[nearest(n.strip(), known, "attribute")] for n in names.split("*")]
+            joint = np.multiply.outer(joint, cls(tuple(block), block_table(block, shares)).probabilities)
             axes += block
         return cls(tuple(axes), joint)  # type: ignore[arg-type]
 
@@ -161,11 +279,11 @@ class TargetDistribution:
 
     def attribute(self, name: str) -> Attribute:
         """The axis of that name; an unknown name is an error that suggests the nearest one."""
-        return self.attributes[_position(name, self.names, "attribute of this target")]
+        return self.attributes[position(name, self.names, "attribute of this target")]
 
     def marginal(self, *names: str) -> np.ndarray:
         """Distribution over the named attributes alone: (K,) for one, (K_a, K_b) for two, ..."""
-        order = [_position(name, self.names, "attribute of this target") for name in names]
+        order = [position(name, self.names, "attribute of this target") for name in names]
         if not order or len(set(order)) != len(order):
             raise FairAdapterError(f"marginal: needs different attributes out of {self.names}, found {names}")
         return np.einsum(self.probabilities, list(range(len(self.shape))), order)
@@ -226,102 +344,6 @@ class TargetDistribution:
     def _text(self, joint: bool, decimals: int) -> str:
         if joint:
             cells = [("*".join(c), p) for c, p in zip(self.cells, self.shares) if p > 0]
-            return "*".join(self.names) + "=" + _write_shares(cells, decimals)
+            return "*".join(self.names) + "=" + write_shares(cells, decimals)
         blocks = [(a, self.marginal(a.name)) for a in self.attributes]
-        return ";".join(f"{a.name}=" + _write_shares(zip(a.classes, p), decimals) for a, p in blocks)
-
-
-def _write_shares(cells: Iterable[tuple[str, float]], decimals: int) -> str:
-    return ",".join(f"{name}:{_short(f'{100 * p:.{decimals}f}')}" for name, p in cells)
-
-
-def _short(number: str) -> str:
-    return number.rstrip("0").rstrip(".") if "." in number else number
-
-
-def _read_shares(text: str, block: str) -> str | list[float] | dict[str, float]:
-    if text == "equal":
-        return text
-    if ":" not in text:
-        return [_number(part, block) for part in text.split("/")]
-    shares: dict[str, float] = {}
-    for entry in text.split(","):
-        cell, separator, share = entry.partition(":")
-        cell = "*".join(part.strip() for part in cell.split("*"))
-        if not separator:
-            raise FairAdapterError(
-                f"target {block!r}: {entry.strip()!r} has no share, expected 'class:share'"
-            )
-        if cell in shares:
-            raise FairAdapterError(f"target {block!r}: {cell!r} is given twice")
-        shares[cell] = _number(share, block)
-    return shares
-
-
-def _number(text: str, block: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        remedy = "; write ';' between attributes" if "=" in text else ""
-        raise FairAdapterError(f"target {block!r}: {text.strip()!r} is not a number{remedy}") from None
-
-
-def _block_table(block: Sequence[Attribute], shares: Any) -> Any:
-    """Shares of one block of a target as an array-like for the constructor."""
-    shape = tuple(len(a) for a in block)
-    if isinstance(shares, str):
-        if shares != "equal":
-            raise FairAdapterError(f"target {'*'.join(a.name for a in block)}={shares!r}: expected 'equal'")
-        return np.full(shape, 1.0 / np.prod(shape))
-    if not isinstance(shares, Mapping):
-        return shares
-    table = np.zeros(shape)
-    expected = "*".join(a.name for a in block)
-    for cell, share in shares.items():
-        parts = cell.split("*") if isinstance(cell, str) else cell
-        if not isinstance(parts, Sequence) or len(parts) != len(block):
-            raise FairAdapterError(f"target {expected}: cell {cell!r} needs one class for each of {expected}")
-        if isinstance(share, bool) or not isinstance(share, Real):
-            raise FairAdapterError(f"target {expected}: the share of {cell!r} is no number: {share!r}")
-        table[tuple(a.index(str(p).strip()) for a, p in zip(block, parts))] = share
-    return table
-
-
-def _canonical(shares: Any, attributes: Sequence[Attribute]) -> tuple[float, ...]:
-    """Validate shares and round them to probabilities on the grid of RESOLUTION that sum to exactly 1."""
-    names = "*".join(a.name for a in attributes)
-    try:
-        table = np.asarray(shares, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise FairAdapterError(f"target {names}: shares are not a table of numbers: {shares!r}") from None
-    shape = tuple(len(a) for a in attributes)
-    if table.shape != shape and table.shape != (int(np.prod(shape)),):
-        classes = " x ".join("/".join(a.classes) for a in attributes)
-        raise FairAdapterError(
-            f"target {names}: expected shares of {classes}, shape {shape}, found shape {table.shape}"
-        )
-    table = table.reshape(-1)
-    if not np.isfinite(table).all() or (table < 0).any():
-        raise FairAdapterError(f"target {names}: shares must be finite and not negative: {table.tolist()}")
-    total = float(table.sum())
-    if abs(total - 1) > ROUNDING and abs(total - 100) > 100 * ROUNDING:
-        raise FairAdapterError(
-            f"target {names}: shares sum to {total:g}, expected 100 (or 1); write 'equal' for equal shares"
-        )
-    units = np.rint(table / total * RESOLUTION).astype(np.int64)
-    units[int(units.argmax())] += RESOLUTION - int(units.sum())  # now the sum is exact
-    return tuple(int(u) / RESOLUTION for u in units)
-
-
-def _nearest(name: str, known: Iterable[str], what: str) -> str:
-    """`name` if it is known, else an error that suggests the nearest known one."""
-    known = tuple(known)
-    if name in known:
-        return name
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise FairAdapterError(f"unknown {what} {name!r}, expected one of {', '.join(known)}{hint}")
-
-
-def _position(name: str, known: Sequence[str], what: str) -> int:
-    return list(known).index(_nearest(name, known, what))
+        return ";".join(f"{a.name}=" + write_shares(zip(a.classes, p), decimals) for a, p in blocks)

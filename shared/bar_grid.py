@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from .attributes import Attribute, TargetDistribution
-from .bars import Bar, FaceBars, class_colour, draw_faces, ordered
+from .attributes import Attribute, TargetDistribution, ordered, spelled
+from .bars import Bar, FaceBars, draw_faces
 from .drawing import INK, PAPER, RULE, SOFT, Colour, draw_text, fill, fit_text, hatch, outline, text_size
 from .errors import FairAdapterError
 from .metrics import wilson_interval
 
-SPELLED = {"wmelh": "wmelh (white, Middle Eastern, Latino)"}
 Sign = Colour | str | None
 
 
@@ -66,7 +65,7 @@ def class_shares(
             share = labels.count(label) / len(labels) if labels else 0.0
             aim = None if aims is None else aims[index]
             shares.append(
-                ClassShare(attribute.name, label, share, low, high, class_colour(attribute, index), aim)
+                ClassShare(attribute.name, label, share, low, high, attribute.looks[index].colour, aim)
             )
     return shares
 
@@ -187,7 +186,7 @@ def _legend_groups(attributes: Sequence[Attribute], target: bool) -> list[list[t
     groups: list[list[tuple[str, Sign]]] = []
     for place, attribute in enumerate(ordered(attributes)):
         heading: tuple[str, Sign] = (f"{_ordinal(place)} bar: {attribute.name}", None)
-        classes = [(SPELLED.get(c, c), class_colour(attribute, i)) for i, c in enumerate(attribute.classes)]
+        classes = [(spelled(attribute.name, c), k.colour) for c, k in zip(attribute.classes, attribute.looks)]
         groups.append([heading, *classes])
     groups.append([("height = confidence", None), ("uncertain", "hatch")])
     return [*groups, [("95% interval", "interval"), ("target", "target")]] if target else groups

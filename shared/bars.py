@@ -2,9 +2,8 @@
 
 Beside every face stands one bar for each attribute, gender first, race second, age third. Its colour is
 the class, its height the confidence. A reading below the threshold is hatched and marked "?"; an image
-without a face says so. The colours are Okabe and Ito's ("Color Universal Design", 2008) and a grey, dealt
-out so that the classes of one attribute are as far apart as possible for colour-blind eyes too; no class
-has the colour of another attribute's. They name what a net perceives, never who somebody is.
+without a face says so. The colours stand in the table of `shared/attributes.py`; no class has the colour of
+another attribute's. They name what a net perceives, never who somebody is.
 
 Host-free: PIL images in, new PIL images out. `shared/bar_grid.py` draws batches, shares and legends.
 """
@@ -17,23 +16,11 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
-from .attributes import Attribute
+from .attributes import Attribute, ordered
 from .drawing import INK, WHITE, Colour, draw_text, fill, hatch, outline, text_size
 from .faces.detection import Face
 
 CERTAIN = 0.7  # least probability of the likeliest class that counts as a reading
-ORDER = ("gender", "race", "age")
-PALETTE: dict[tuple[str, str], Colour] = {
-    ("gender", "female"): (230, 159, 0),  # orange
-    ("gender", "male"): (0, 158, 115),  # bluish green
-    ("race", "wmelh"): (213, 94, 0),  # vermilion
-    ("race", "black"): (240, 228, 66),  # yellow
-    ("race", "asian"): (0, 114, 178),  # blue
-    ("race", "indian"): (204, 121, 167),  # reddish purple
-    ("age", "young"): (86, 180, 233),  # sky blue
-    ("age", "old"): (187, 187, 187),  # grey
-}
-WHEEL: tuple[Colour, ...] = tuple(PALETTE.values())  # for attributes described in words
 PREVIEW = 0.5  # opacity of bars on an unfinished picture
 Box = tuple[int, int, int, int]
 
@@ -57,16 +44,6 @@ class FaceBars:
     bars: tuple[Bar, ...]
 
 
-def class_colour(attribute: Attribute, index: int) -> Colour:
-    """Colour of a class: fixed for gender, race and age, by position for attributes described in words."""
-    return PALETTE.get((attribute.name, attribute.classes[index]), WHEEL[index % len(WHEEL)])
-
-
-def ordered(attributes: Sequence[Attribute]) -> list[Attribute]:
-    """Gender, race, age, then the others as they come: the order of the bars."""
-    return sorted(attributes, key=lambda a: ORDER.index(a.name) if a.name in ORDER else len(ORDER))
-
-
 def read_bars(
     logits: Mapping[str, Tensor],
     attributes: Sequence[Attribute],
@@ -87,7 +64,7 @@ def read_bars(
         values, indices = probabilities.max(1)
         columns.append(
             [
-                Bar(attribute.name, attribute.classes[i], p, class_colour(attribute, i), p >= certain_from)
+                Bar(attribute.name, attribute.classes[i], p, attribute.looks[i].colour, p >= certain_from)
                 for p, i in zip(values.tolist(), indices.tolist())
             ]
         )

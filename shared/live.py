@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .attributes import Attribute, TargetDistribution
+from .attributes import Attribute, TargetDistribution, spelled
 from .bar_grid import class_shares, draw_grid, hex_colour
 from .bars import FaceBars
 from .errors import FairAdapterError
@@ -91,6 +91,7 @@ def readings_dict(
         shares.setdefault(row.attribute, []).append(
             {
                 "label": row.label,
+                "spelled": spelled(row.attribute, row.label),
                 "share": row.share,
                 "low": row.low,
                 "high": row.high,
@@ -106,6 +107,7 @@ def _face_dict(face: FaceBars) -> dict[str, Any]:
         {
             "attribute": bar.attribute,
             "label": bar.label,
+            "spelled": spelled(bar.attribute, bar.label),
             "confidence": bar.confidence,
             "certain": bar.certain,
             "colour": hex_colour(bar.colour),

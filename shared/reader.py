@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .attributes import Attribute
-from .bars import CERTAIN, FaceBars, ordered, read_bars
+from .attributes import Attribute, ordered
+from .bars import CERTAIN, FaceBars, read_bars
 from .classifiers import AttributeClassifier, load_classifier
 from .classifiers.default import DefaultClassifier
 from .errors import FairAdapterError
@@ -80,7 +80,7 @@ class FaceReader:
 
     @property
     def attributes(self) -> tuple[Attribute, ...]:
-        """In the order of the bars: gender, race, age, then others."""
+        """In the order of the bars."""
         return tuple(ordered(self.classifier.attributes))
 
     def read(self, images: Tensor) -> list[list[FaceBars]]:

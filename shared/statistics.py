@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .attributes import GENDER, KNOWN, RACE, RACE4, Attribute, TargetDistribution
+from .attributes import STANDARD, TABLE, Attribute, TargetDistribution, ordered, spelled
 from .bar_grid import ClassShare, class_aims, draw_notes, draw_shares, hex_colour
-from .bars import FaceBars, class_colour, ordered
+from .bars import FaceBars
 from .errors import FairAdapterError
 from .metrics import bias, bias_floor, frequencies, sample_note, target_error, wilson_interval
 
@@ -45,10 +45,11 @@ class ShareRow:
     colour: tuple[int, int, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form under the names of `COLUMNS`, and the colour as #rrggbb."""
+        """JSON form under the names of `COLUMNS`, the colour as #rrggbb and the class as people read it."""
         values = (self.attribute, self.label, self.count, self.n, self.share, self.low, self.high)
         table = dict(zip(COLUMNS, (*values, self.target, self.floor)))
-        return {**table, "colour": hex_colour(self.colour)}
+        said = spelled(self.attribute, self.label)
+        return {**table, "colour": hex_colour(self.colour), "spelled": said}
 
 
 class FairnessStatistics:
@@ -57,7 +58,7 @@ class FairnessStatistics:
     attributes: those that are counted, with the classes of the classifier that reads them.
     """
 
-    def __init__(self, attributes: Sequence[Attribute] = KNOWN) -> None:
+    def __init__(self, attributes: Sequence[Attribute] = STANDARD) -> None:
         self.attributes = tuple(ordered(attributes))
         self.reset()
 
@@ -147,7 +148,7 @@ class FairnessStatistics:
             for index, (label, count) in enumerate(zip(attribute.classes, total.tolist())):
                 low, high = wilson_interval(count, n)
                 share, aim = (count / n if n else 0.0), (aims[index] if aims else None)
-                colour = class_colour(attribute, index)
+                colour = attribute.looks[index].colour
                 rows.append(ShareRow(attribute.name, label, count, n, share, low, high, aim, floor, colour))
         return rows
 
@@ -245,9 +246,7 @@ def counted_attributes(found: Mapping[str, Sequence[str]]) -> tuple[Attribute, .
     """
     result = []
     for name, classes in found.items():
-        fitting = [
-            a for a in (GENDER, RACE, RACE4, *KNOWN) if a.name == name and set(classes) <= set(a.classes)
-        ]
+        fitting = [a for a in TABLE if a.name == name and set(classes) <= set(a.classes)]
         result.append(fitting[0] if fitting else Attribute(name, tuple(dict.fromkeys(classes))))
     return tuple(ordered(result))
 

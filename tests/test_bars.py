@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
 from fair_adapter.shared import drawing
-from fair_adapter.shared.attributes import AGE, GENDER, RACE, RACE4, Attribute, TargetDistribution
+from fair_adapter.shared.attributes import (
+    AGE,
+    GENDER,
+    RACE,
+    RACE4,
+    TABLE,
+    Attribute,
+    TargetDistribution,
+    ordered,
+)
 from fair_adapter.shared.bar_grid import (
     class_shares,
     count_readings,
@@ -20,7 +29,7 @@ from fair_adapter.shared.bar_grid import (
     draw_notes,
     draw_shares,
 )
-from fair_adapter.shared.bars import PALETTE, Bar, FaceBars, class_colour, draw_faces, ordered, read_bars
+from fair_adapter.shared.bars import Bar, FaceBars, draw_faces, read_bars
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import Face
 from fair_adapter.shared.metrics import wilson_interval
@@ -28,6 +37,7 @@ from fair_adapter.tests.fixture_faces import FOLDER
 from fair_adapter.trainer import faces as command
 
 GREY = (97, 97, 97)
+PALETTE = {(a.name, label): look.colour for a in TABLE for label, look in zip(a.classes, a.looks)}
 BOX = (180.0, 150.0, 330.0, 350.0)
 
 
@@ -164,7 +174,7 @@ def test_colours_differ_also_for_colour_blind_people() -> None:
         "tritan": np.array([[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]]),
     }
     for attribute, least in ((GENDER, 45), (RACE, 30), (RACE4, 20), (AGE, 25)):
-        linear = (np.array([class_colour(attribute, i) for i in range(len(attribute))]) / 255) ** 2.2
+        linear = (np.array([look.colour for look in attribute.looks]) / 255) ** 2.2
         for matrix in eyes.values():
             seen = [lab(np.clip(matrix @ colour, 0, 1)) for colour in linear]
             assert min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]) > least
@@ -172,7 +182,7 @@ def test_colours_differ_also_for_colour_blind_people() -> None:
 
 def test_attributes_in_words_get_colours_of_their_own() -> None:
     glasses = Attribute("glasses", ("none", "reading", "sun"))
-    assert len({class_colour(glasses, i) for i in range(3)}) == 3
+    assert len({look.colour for look in glasses.looks}) == 3
     assert ordered([glasses, AGE, GENDER]) == [GENDER, AGE, glasses]
 
 
@@ -230,8 +240,8 @@ def test_legend_shows_every_class_and_wraps() -> None:
         legend = draw_legend((GENDER, RACE, AGE), width, target=True)
         assert legend.width == width
         for attribute in (GENDER, RACE, AGE):
-            for index in range(len(attribute)):
-                assert pixels(legend, class_colour(attribute, index)).sum() > 50
+            for look in attribute.looks:
+                assert pixels(legend, look.colour).sum() > 50
     assert draw_legend((GENDER,), 200).height > draw_legend((GENDER,), 900).height
 
 

@@ -72,7 +72,7 @@ def test_frame_as_json() -> None:
     assert len(table["pictures"]) == 2
     face = table["pictures"][0][0]
     assert [bar["attribute"] for bar in face["bars"]] == ["gender", "race", "age"] and len(face["box"]) == 4
-    assert set(face["bars"][0]) == {"attribute", "label", "confidence", "certain", "colour"}
+    assert set(face["bars"][0]) == {"attribute", "label", "spelled", "confidence", "certain", "colour"}
     assert sum(row["share"] for row in table["shares"]["gender"]) == pytest.approx(1)
     assert table["shares"]["gender"][0]["target"] == 0.5 and table["shares"]["race"][0]["target"] is None
     assert frame.image.width > 256 and frame.image is frame.image

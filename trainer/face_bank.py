@@ -26,13 +26,13 @@ if "fair_adapter" not in sys.modules:  # the repository root under its one impor
 import torch
 from torch import Tensor
 
-from fair_adapter.shared.attributes import Attribute
+from fair_adapter.shared.attributes import Attribute, ordered
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.images import SUFFIXES, load_image
 from fair_adapter.shared.preservation import FaceBank
 from fair_adapter.shared.seeds import noise_seed
 from fair_adapter.shared.tensor_file import read_tensors, serialise, write_bytes
-from fair_adapter.trainer.portrait.phrases import AGE_WORDS, GENDER_WORDS, RACE_WORDS, TRAIN
+from fair_adapter.trainer.portrait.phrases import TRAIN
 from fair_adapter.trainer.tables import print_table
 from fair_adapter.trainer.training.observer import Observer, View, load_observer
 from fair_adapter.trainer.training.processes import check_device
@@ -40,11 +40,6 @@ from fair_adapter.trainer.training.processes import check_device
 ENTRY = "fair_adapter_faces"
 CERTAIN = 0.8  # least probability of a class that is written down
 ROUNDS = 8  # of drawing faces of a combination before taking what there is
-WORDS = {  # of a class in a prompt, in the order of the classes; other classes are called by their names
-    "gender": dict(zip(("female", "male"), GENDER_WORDS)),
-    "race": {**dict(zip(("wmelh", "black", "asian"), RACE_WORDS)), "indian": ("indian",)},
-    "age": dict(zip(("young", "old"), AGE_WORDS)),
-}
 PROMPT = "a photo of the face of a {}, a person"
 
 
@@ -190,15 +185,12 @@ def bank_of(faces: Sequence[DrawnFace], observer: Observer) -> FaceBank:
 def _cell_prompt(attributes: Sequence[Attribute], cell: Sequence[str], index: int) -> str:
     """The index-th prompt that names the classes: "... a young black female carpenter, a person"."""
     words = []
-    for attribute, name in sorted(zip(attributes, cell), key=lambda pair: -_place(pair[0].name)):
-        choices = WORDS.get(attribute.name, {}).get(name, (name,))
+    named = dict(zip((a.name for a in attributes), cell))
+    for attribute in reversed(ordered(attributes)):  # English puts age before race before gender
+        name = named[attribute.name]
+        choices = attribute.looks[attribute.index(name)].words or (name,)
         words.append(choices[index % len(choices)])
     return PROMPT.format(" ".join([*words, TRAIN[(7 * index) % len(TRAIN)]]))
-
-
-def _place(attribute: str) -> int:
-    """English puts age before race before gender."""
-    return ("gender", "race", "age").index(attribute) if attribute in WORDS else 3
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -37,7 +37,6 @@ import numpy as np
 
 from fair_adapter.shared.adapter import FairnessAdapter
 from fair_adapter.shared.attributes import Attribute, TargetDistribution
-from fair_adapter.shared.bars import class_colour
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.metrics import (
     FEW_PROMPTS,
@@ -232,9 +231,9 @@ def plot(report: dict[str, Any]) -> bytes:
         for row in report["targets"]:
             for name, classes in row["after"][judge]["shares"].items():
                 attribute = Attribute(name, tuple(classes))
-                for index, (label, pair) in enumerate(classes.items()):
+                for look, (label, pair) in zip(attribute.looks, classes.items()):
                     points.setdefault((name, label), []).append(pair)
-                    colours[name, label] = np.array(class_colour(attribute, index)) / 255
+                    colours[name, label] = np.array(look.colour) / 255
         for key, pairs in points.items():
             asked, found = np.array(pairs).T
             axis.scatter(asked, found, color=colours[key], edgecolors="black", linewidths=0.4, label=key[1])

@@ -75,7 +75,7 @@ function liveBars(node, box) {
       );
       const early = frame.sharp ? "too early to be sure" : "colours of the latent, too coarse to read: connect a small VAE or put TAESD into models/vae_approx";
       const batch = el("div", frame.reliable ? "" : "fair-dim", grid(tiles, frame.columns), shares(frame.shares));
-      box.fill(line(`step ${frame.step} of ${frame.total}${frame.reliable ? "" : `: ${early}`}`), batch, legend(aimed(frame.shares)));
+      box.fill(line(`step ${frame.step} of ${frame.total}${frame.reliable ? "" : `: ${early}`}`), batch, legend(frame.shares, aimed(frame.shares)));
     },
   });
 }
@@ -87,7 +87,7 @@ function faces(node, box) {
   onExecuted(node, ({ fair_faces: files = [], fair_shares: [table] = [], fair_note: [note] = [] }) => {
     if (!table) return;
     const tiles = files.map((file) => tile(file.faces, [file.width, file.height], { url: view(file) }));
-    box.fill(grid(tiles), shares(table), line(note), legend(aimed(table)));
+    box.fill(grid(tiles), shares(table), line(note), legend(table, aimed(table)));
   });
 }
 

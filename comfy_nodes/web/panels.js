@@ -40,10 +40,6 @@ export function panel(node, name) {
   };
 }
 
-// classes whose names are no words
-const SPELLED = { wmelh: "white, Middle Eastern or Latino", old: "40 years and more", young: "under 40 years" };
-export const spelled = (cell) => cell.split("*").map((part) => (SPELLED[part] ? `${part} (${SPELLED[part]})` : part)).join(" ");
-
 export const line = (text, kind = "") => el("div", `fair-line ${kind}`, text);
 export const warnings = (lines) => (lines ?? []).map((text) => line(`\u26a0 ${text}`, "fair-warning"));
 export const button = (text, title, action) => {
@@ -66,7 +62,7 @@ function plate(bars) {
     fill.style.height = percent(bar.confidence);
     fill.style.backgroundColor = bar.colour;
     const track = el("span", "fair-track", fill);
-    track.title = `${bar.attribute}: ${spelled(bar.label)} ${percent(bar.confidence)}${bar.certain ? "" : ", uncertain"}`;
+    track.title = `${bar.attribute}: ${bar.spelled} ${percent(bar.confidence)}${bar.certain ? "" : ", uncertain"}`;
     box.append(track);
   }
   return box;
@@ -119,15 +115,17 @@ export function shares(table) {
         aim.style.left = percent(row.target);
         track.append(aim);
       }
-      track.title = `${attribute} ${spelled(row.label)}: ${percent(row.share)}, 95% interval ${percent(row.low)} to ${percent(row.high)}${row.target == null ? "" : `, target ${percent(row.target)}`}`;
+      track.title = `${attribute} ${row.spelled}: ${percent(row.share)}, 95% interval ${percent(row.low)} to ${percent(row.high)}${row.target == null ? "" : `, target ${percent(row.target)}`}`;
       box.append(el("div", "fair-row", el("span", "fair-label", row.label), track, el("span", "fair-value", percent(row.share))));
     }
   }
   return box;
 }
 
-export const legend = (target = false) =>
-  line(`1st bar gender, 2nd race, 3rd age; height: confidence; hatched: uncertain; line: 95% interval${target ? "; mark: target" : ""}`, "fair-soft");
+const ORDINALS = ["1st", "2nd", "3rd"];
+/** What the bars of a table of shares mean: its attributes stand in the order of the bars. */
+export const legend = (table, target = false) =>
+  line(`${Object.keys(table ?? {}).map((name, place) => `${ORDINALS[place] ?? `${place + 1}th`} bar ${name}`).join(", ")}; height: confidence; hatched: uncertain; line: 95% interval${target ? "; mark: target" : ""}`, "fair-soft");
 
 const STYLE = `
 .fair-panel{overflow:hidden;width:100%;font:12px/1.35 Inter,system-ui,sans-serif;color:var(--fg-color,#ddd)}

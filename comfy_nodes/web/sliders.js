@@ -1,6 +1,6 @@
 // The sliders of Target Distribution. They write the node's text, which is all that is saved and sent.
 
-import { button, el, line, spelled, warnings } from "./panels.js";
+import { button, el, line, warnings } from "./panels.js";
 import { join, linked, split, write } from "./linked.js";
 
 const OWN = "sliders or text"; // the preset that is none
@@ -82,9 +82,15 @@ export class Sliders {
     return box;
   }
 
+  /** A cell with what its classes' names stand for. */
+  spelled(group, cell) {
+    const names = group.name.split("*");
+    return cell.split("*").map((label, i) => this.state.spelled?.[names[i]]?.[label] ?? label).join(" ");
+  }
+
   row(group, place, cell, index) {
     const slider = el("input", "fair-slider");
-    Object.assign(slider, { type: "range", min: 0, max: 100, step: 0.1, value: group.shares[index], title: `Share of ${spelled(cell)} in %` });
+    Object.assign(slider, { type: "range", min: 0, max: 100, step: 0.1, value: group.shares[index], title: `Share of ${this.spelled(group, cell)} in %` });
     slider.style.setProperty("--fair-colour", group.colours?.[index] ?? "");
     slider.style.setProperty("--fair-share", `${group.shares[index]}%`);
     const number = el("input", "fair-number");

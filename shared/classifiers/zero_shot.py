@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attributes import AGE, GENDER, RACE, RACE4, Attribute
+from ..attributes import TABLE, Attribute
 from ..errors import FairAdapterError, reason
 from ..faces.alignment import PADDING, window
 from ..quiet import quiet
@@ -31,23 +31,11 @@ NAME = "zero_shot"
 MODEL, PRETRAINED = "ViT-B-32", "laion2b_s34b_b79k"
 TEMPLATES = ("a photo of {}.", "a portrait of {}.", "a close-up photo of the face of {}.")
 Descriptions = Mapping[str, Mapping[str, Sequence[str]]]  # attribute -> class -> phrases
-DESCRIPTIONS: Descriptions = {
-    "gender": {
-        "female": ("a woman", "a lady", "a female person"),
-        "male": ("a man", "a gentleman", "a male person"),
-    },
-    "race": {
-        "wmelh": ("a white person", "a Middle Eastern person", "a Latino person"),
-        "black": ("a Black person", "an African person", "an African American person"),
-        "asian": ("an East Asian person", "a Chinese person", "a Southeast Asian person"),
-        "indian": ("an Indian person", "a South Asian person"),
-    },
-    "age": {
-        "young": ("a young person", "a person in their twenties", "a person in their thirties"),
-        "old": ("a middle-aged person", "an elderly person", "a person over forty"),
-    },
+DESCRIPTIONS: Descriptions = {  # of a name with several lists of classes the last, which is the longest
+    a.name: {label: look.phrases for label, look in zip(a.classes, a.looks)}
+    for a in TABLE
+    if all(look.phrases for look in a.looks)
 }
-_CANONICAL: dict[str, tuple[Attribute, ...]] = {"gender": (GENDER,), "race": (RACE, RACE4), "age": (AGE,)}
 
 
 class ZeroShot(ClassifierModule):
@@ -154,7 +142,7 @@ def described(name: str, classes: Mapping[str, Sequence[str]]) -> Attribute:
                 f"zero-shot {name}: expected a list of phrases for class {label!r}, found {phrases!r}; "
                 f"describe it, for example ['a {label} person']"
             )
-    known = _CANONICAL.get(name, (attribute,))
+    known = [a for a in TABLE if a.name == name] or [attribute]
     for candidate in known:
         if set(candidate.classes) == set(attribute.classes):
             return candidate

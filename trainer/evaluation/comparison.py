@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...shared.attributes import Attribute, TargetDistribution
+from ...shared.attributes import JOINT, PAIR, Attribute, TargetDistribution
 from ...shared.bar_grid import draw_legend
 from ...shared.tensor_file import write_bytes
 from ..configuration.prompts import Prompt
-from .measures import JOINT
 from .pages import data_url, render
 from .published import NOTE, SOURCE, TABLES
 from .report import CELL, SHOWN, Measured, strip
-from .rows import FEW, NAMES, PAIR, KeptRow, SkewRow, counted, few_prompts, kept_rows, skew_rows
+from .rows import FEW, NAMES, KeptRow, SkewRow, counted, few_prompts, kept_rows, skew_rows
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Comparison:
         """The largest possible biases with the classes at hand."""
         classes = {a.name: len(a) for a in self.attributes}
         if set(JOINT) <= set(classes):
-            classes[PAIR] = classes["gender"] * classes["race"]
+            classes[PAIR] = math.prod(classes[name] for name in JOINT)
         most = [f"{NAMES.get(name, name)} {2 / count:.2f}" for name, count in classes.items()]
         return f"With the classes measured here biases are at most: {', '.join(most)}."
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from ...shared.attributes import Attribute, TargetDistribution
+from ...shared.attributes import JOINT, PAIR, Attribute, TargetDistribution
 from ...shared.errors import FairAdapterError
 from ...shared.metrics import (
     bootstrap_interval,
@@ -47,7 +47,6 @@ from ..configuration.prompts import Prompt
 from .readings import Readings
 
 Columns = dict[str, tuple[list[Attribute], list[np.ndarray]]]
-JOINT = ("gender", "race")
 
 
 def summarise(
@@ -125,7 +124,7 @@ def _columns(labels: Sequence[np.ndarray], attributes: Sequence[Attribute]) -> C
     found: Columns = {a.name: ([a], columns[a.name]) for a in attributes}
     pair = [a for a in attributes if a.name in JOINT]
     if len(pair) == len(JOINT):
-        found["_x_".join(JOINT)] = (pair, joint_labels(columns, pair))
+        found[PAIR] = (pair, joint_labels(columns, pair))
     return found
 
 

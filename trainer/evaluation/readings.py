@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...shared.attributes import Attribute
-from ...shared.bars import CERTAIN, Bar, FaceBars, class_colour, ordered
+from ...shared.attributes import Attribute, ordered
+from ...shared.bars import CERTAIN, Bar, FaceBars
 from ...shared.classifiers import AttributeClassifier
 from ...shared.errors import FairAdapterError
 from ...shared.faces import align, stack_points
@@ -99,7 +99,7 @@ class Readings:
             for attribute in ordered(attributes) if self.has_face[i] else []:
                 place = list(attributes).index(attribute)
                 label, sure = int(self.labels[i, place]), float(self.confidence[i, place])
-                colour = class_colour(attribute, label)
+                colour = attribute.looks[label].colour
                 bars.append(Bar(attribute.name, attribute.classes[label], sure, colour, sure >= CERTAIN))
             box = tuple(float(v) for v in self.boxes[i])
             rows.append([FaceBars(box, tuple(bars))] if bars else [])  # type: ignore[arg-type]

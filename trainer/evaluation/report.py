@@ -12,16 +12,16 @@ from typing import Any
 from PIL import Image
 
 from ...shared.adapter import FairnessAdapter
-from ...shared.attributes import Attribute, TargetDistribution
+from ...shared.attributes import JOINT, PAIR, Attribute, TargetDistribution, ordered, ordered_figures
 from ...shared.bar_grid import draw_legend, hex_colour
-from ...shared.bars import FaceBars, class_colour, draw_faces, ordered
+from ...shared.bars import FaceBars, draw_faces
 from ...shared.drawing import INK, PAPER, draw_text, fit_text
 from ...shared.tensor_file import write_bytes
 from ..configuration.prompts import Prompt
 from .measures import shares_by_prompt
 from .pages import data_url, render
 from .readings import Readings
-from .rows import FEW, NAMES, PAIR, Figures, counted, few_prompts, kept_rows, parts, skew_rows, uneven
+from .rows import FEW, NAMES, Figures, counted, few_prompts, kept_rows, parts, skew_rows, uneven
 
 SHOWN = 8  # prompts whose pictures are on the page
 CELL = 128  # px of a picture
@@ -142,10 +142,10 @@ class Report:
     def lead(self) -> str:
         """The result in a sentence."""
         sentence = []
-        for name in ("gender", "race", PAIR, "age"):
+        for name in ordered_figures([*(a.name for a in self.attributes), PAIR]):
+            if not set(parts(name)) & {*JOINT, *self.target.names}:
+                continue  # nobody asked for it
             off = uneven(self.target, name)  # its bias is no fault then
-            if name == "age" and "age" not in self.target.names:
-                continue
             if not off and any(uneven(self.target, part) for part in parts(name)):
                 continue  # nothing is asked of the pair, and one of them shall be unequal
             figure, word = ("target_error", "off target by") if off else ("bias", "bias")
@@ -190,7 +190,7 @@ class Report:
             if attribute.name in self.target.names:
                 marginal = self.target.marginal(attribute.name)
                 lines = [float(marginal[: k + 1].sum()) for k in range(len(attribute) - 1)]
-            colours = [hex_colour(class_colour(attribute, k)) for k in range(len(attribute))]
+            colours = [hex_colour(look.colour) for look in attribute.looks]
             rows = [
                 {"name": prompt.name, **{model: table[attribute.name][i] for model, table in tables.items()}}
                 for i, prompt in enumerate(self.prompts)

@@ -6,14 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...shared.attributes import Attribute, TargetDistribution
-from ...shared.bars import ordered
+from ...shared.attributes import JOINT, PAIR, Attribute, TargetDistribution, ordered_figures
 from ...shared.metrics import FEW_PROMPTS
-from .measures import JOINT
 
 Figures = Mapping[str, Any]
-PAIR = "_x_".join(JOINT)
-NAMES = {PAIR: "gender x race"}
+NAMES = {PAIR: " x ".join(JOINT)}
 FEW = f"fewer than {FEW_PROMPTS} prompts: intervals are probably too narrow"
 USED = "used in training"
 BIAS = ("bias", "ci95", "floor")
@@ -125,7 +122,7 @@ def skew_rows(
 
     within: "independent" for that classifier's.
     """
-    names = (*(a.name for a in ordered(attributes)), PAIR)
+    names = ordered_figures([*(a.name for a in attributes), PAIR])
     rows = []
     for name in names:
         cells = [_cell(model, within, name, BIAS) for model in models]
