@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fair_adapter.shared.adapter_target import TargetSpace
-from fair_adapter.shared.attributes import AGE, GENDER, RACE, TargetDistribution
+from fair_adapter.shared.attributes import GENDER, RACE, Attribute, TargetDistribution
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.tests.tiny_adapter import FIXED, LAYERS, SPACE, make_adapter
 
@@ -104,7 +104,7 @@ def test_marginal_coordinates_ignore_dependence_with_a_warning() -> None:
 
 
 def test_a_target_in_other_classes_is_refused() -> None:
-    other = TargetDistribution.parse("gender=50/50;race=equal", (GENDER, replace(RACE, classes=("a", "b"))))
+    other = TargetDistribution.parse("gender=50/50;race=equal", (GENDER, Attribute("race", ("a", "b"))))
     with pytest.raises(FairAdapterError, match="knows race as wmelh/black/asian, found a/b"):
         SPACE.resolve(other)
     with pytest.raises(FairAdapterError, match="sum to 110"):
@@ -125,7 +125,7 @@ def test_a_fixed_adapter_has_no_range() -> None:
 
 
 def test_attributes_beyond_the_known_ones() -> None:
-    glasses = replace(AGE, name="glasses", classes=("with", "without"))
+    glasses = Attribute("glasses", ("with", "without"))
     space = TargetSpace(TargetDistribution.uniform((glasses,)), "cells")
     assert space.resolve("glasses=with:70,without:30").warnings == ()
     assert TargetSpace.from_dict(json.loads(json.dumps(space.to_dict()))) == space
