@@ -1,6 +1,9 @@
 """Configuration: defaults, files, overrides, errors; prompts and targets that follow from it."""
 
+import dataclasses
 import re
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -184,12 +187,58 @@ def test_lists_and_nested_values(tmp_path):
         ("a: [", [], "expected YAML"),
         ("run: {seed: 1, seed: 2}", [], "there twice"),
         ("- 1", [], "expected"),
+        ("", ["optimizer.betas=[2, 3]"], "optimizer.betas[0]: expected 0 or more and less than 1, found 2"),
+        ("", ["optimizer.betas=[.9, 1]"], "optimizer.betas[1]: expected 0 or more and less than 1, found 1"),
+        ("", ["optimizer.lr=.inf"], "optimizer.lr: expected a finite number, found inf"),
+        ("", ["loss.changed={race: -1}"], "loss.changed.race: expected 0 to 1, found -1"),
+        ("", ["target.range={gender: {female: [.1, .nan]}}"], "female[1]: expected a finite number"),
+        ("", ["prompts.train=[{weight: .inf}]"], "prompts.train[0].weight: expected a finite number"),
+        ("", ["optimizer.lr=1" + 400 * "0"], "optimizer.lr: expected a number, found a whole number of 1329"),
+        ("", ["optimizer.lr=0x1" + 5000 * "0"], "found a whole number of 20001 bits"),
+        ("", ["optimizer.images=" + 5000 * "9"], "does not read as YAML"),
+        ("", ["run.name=2024-13-45"], "does not read as YAML"),
+        ("", ["run.name=" + 5000 * "["], "does not read as YAML"),
+        ("run: {name: 2024-13-45}", [], "expected YAML"),
+        ("", ["model.size=100"], "model.size: expected a multiple of 64 px, found 100"),
+        ("", ["optimizer.lr_factors={softt: 1}"], "expected soft, soft_target, lora or gate, found softt"),
     ],
 )
 def test_wrong_settings_are_one_clear_line(tmp_path, text, overrides, expected):
     with pytest.raises(FairAdapterError) as error:
         load_config(write(tmp_path, text), overrides)
     assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def numbers(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(key, "int" or "float", a setting that has it in its place as {}) of every number there can be."""
+    hints = typing.get_type_hints(kind)
+    for f in dataclasses.fields(kind):
+        key, text = f"{prefix}{f.name}", str(hints[f.name])
+        if dataclasses.is_dataclass(hints[f.name]):
+            yield from numbers(hints[f.name], f"{key}.")
+        elif "PromptSource" in text:
+            yield f"{key}=[{{weight: {{}}}}]", "float"
+        elif re.search("int|float", text) or hints[f.name] in (int, float):
+            number = "int" if "int" in text else "float"
+            pair, each = "[{}, {}]" if "tuple" in text else "{}", text.count("dict[")
+            yield f"{key}={'{a: ' * each}{pair}{'}' * each}", number
+
+
+@pytest.mark.parametrize(("setting", "number"), list(numbers(Config)))
+def test_every_number_has_bounds(tmp_path, setting, number):
+    """None reaches a model, a generator or an optimiser that can't take it."""
+    path = write(tmp_path, "")
+    beyond = ["-1", "-1000000", str(10**30)] if number == "int" else ["-1", "-.inf", ".inf", ".nan", "1e400"]
+    for value in beyond:
+        with pytest.raises(FairAdapterError, match="expected ") as error:
+            load_config(path, [setting.replace("{}", value)])
+        assert setting.partition("=")[0] in str(error.value) and "\n" not in str(error.value)
+
+
+def test_numbers_are_all_found():
+    found = {setting.partition("=")[0] for setting, _ in numbers(Config)}
+    assert {"optimizer.betas", "target.range", "prompts.train", "model.size", "run.seed"} <= found
+    assert len(found) > 40
 
 
 def test_missing_file_names_the_shipped_ones(tmp_path):
@@ -208,9 +257,8 @@ def test_every_option_is_documented():
 
 def test_differences_ignore_what_a_run_may_change(tmp_path):
     old = plain(load_config(write(tmp_path, "")))
-    new = plain(
-        load_config(write(tmp_path, ""), ["run.save_every=7", "optimizer.iterations=9", "run.output=x"])
-    )
+    changed = ["run.name=other", "run.save_every=7", "optimizer.iterations=9", "run.output=x"]
+    new = plain(load_config(write(tmp_path, ""), changed))
     assert differences(old, new) == []
     added = ("without", "empty_negative")
     before = {**old, "model": {key: value for key, value in old["model"].items() if key not in added}}

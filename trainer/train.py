@@ -44,7 +44,7 @@ def train(config: Config, watch: Callable[[int], None] = lambda iteration: None)
     from fair_adapter.trainer.training.logs import Log
     from fair_adapter.trainer.training.processes import Processes
     from fair_adapter.trainer.training.samples import Samples
-    from fair_adapter.trainer.training.setup import adapter_info, left_to_chance, prepare
+    from fair_adapter.trainer.training.setup import adapter_info, left_to_chance, prepare, relabel
     from fair_adapter.trainer.training.state import Interruption, read_state, save_state, take_up
 
     run, total, folder = config.run, config.optimizer.iterations, Path(config.run.output)
@@ -54,6 +54,7 @@ def train(config: Config, watch: Callable[[int], None] = lambda iteration: None)
     state, written = processes.from_first(lambda: (read_state(folder, path, config), path.exists()))
     iteration = state["iteration"] if state else 0
     if iteration >= total and written:
+        processes.from_first(lambda: relabel(path, config))
         return path, True
     with Progress(run.name, total, iteration, quiet=not processes.first) as progress:
         training = prepare(config, processes, progress.say)

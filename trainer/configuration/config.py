@@ -17,6 +17,11 @@ from ...shared.errors import FairAdapterError
 from .settings import build, differing, listed, option, plain, read_tree
 
 RESUMABLE = (  # settings that may change between the parts of one run
+    "model.name",  # what people call things
+    "run.name",
+    "run.description",
+    "run.author",
+    "run.licence",
     "optimizer.iterations",
     "sampling.network_batch",
     "sampling.gradient_batch",
@@ -33,6 +38,12 @@ RESUMABLE = (  # settings that may change between the parts of one run
     "references.cache",
     "evaluation.",
 )
+
+
+PARTS = ("soft", "soft_target", "lora", "gate")  # of what is trained, which learn at rates of their own
+MOST_STEPS = 1000  # of a sampler: models are trained on as many
+MOST_SEED = 2**32 - 1  # as in the hosts; times a million it still is a seed of PyTorch
+SIZE_STEP = 64  # px: what a U-Net of four levels on latents of 8 px can halve
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class ModelConfig:
 class AdapterConfig:
     """What is trained."""
 
-    soft_tokens: int = option(0, "soft prompt: tokens after the start token, 0 for none", least=0)
+    soft_tokens: int = option(0, "soft prompt: tokens after the start token, 0 for none", least=0, most=75)
     text_lora: bool = option(False, "LoRA on attention and MLP of the text encoder")
     unet_lora: bool = option(False, "LoRA on the attention of the U-Net")
     rank: int = option(50, "rank of the LoRA", least=1)
@@ -99,7 +110,9 @@ class TargetConfig:
     range: dict[str, dict[str, tuple[float, float]]] = field(
         default_factory=dict,
         metadata={
-            "doc": "target-conditioned: lowest and highest share, {gender: {female: [.1, .9]}}; 'a*b' joint"
+            "doc": "target-conditioned: lowest and highest share, {gender: {female: [.1, .9]}}; 'a*b' joint",
+            "least": 0,
+            "most": 1,
         },
     )
     default_share: float = option(
@@ -157,11 +170,11 @@ class LossConfig:
     semantics: float = option(8.0, "lambda_1 of the image semantics loss; 0 switches it off", least=0)
     changed: dict[str, float] = field(
         default_factory=dict,
-        metadata={"doc": "attribute: lambda_2 / lambda_1; .2 where not named"},
+        metadata={"doc": "attribute: lambda_2 / lambda_1; .2 where not named", "least": 0, "most": 1},
     )
     changed_face: dict[str, float] = field(
         default_factory=dict,
-        metadata={"doc": "attribute: lambda_3 / lambda_2; .2 where not named"},
+        metadata={"doc": "attribute: lambda_3 / lambda_2; .2 where not named", "least": 0, "most": 1},
     )
     encoders: tuple[str, ...] = option(("embedded",), "image encoders: embedded, open_clip, dinov2")
     face: float = option(1.0, "lambda_face of the face realism loss; 0 switches it off", least=0)
@@ -172,7 +185,9 @@ class LossConfig:
 class SamplingConfig:
     """Rollout and gradient."""
 
-    steps: tuple[int, int] = option((19, 23), "fewest and most steps; drawn for each prompt and noise")
+    steps: tuple[int, int] = option(
+        (19, 23), "fewest and most steps; drawn for each prompt and noise", least=1, most=MOST_STEPS
+    )
     mode: Literal["exact", "official", "direct"] = option("exact", "weights of the adjusted gradient")
     branches: Literal["both", "conditional"] = option("both", "guidance branches that the gradient follows")
     gradient_steps: int = option(0, "random steps of each image that get a gradient; 0 is all", least=0)
@@ -205,13 +220,15 @@ class OptimizerConfig:
     lr: float = option(5e-5, "learning rate", least=0)
     lr_factors: dict[str, float] = field(
         default_factory=dict,
-        metadata={"doc": "of soft, soft_target, lora, gate; 1 where not named"},
+        metadata={"doc": "of soft, soft_target, lora, gate; 1 where not named", "least": 0},
     )
     warmup: int = option(0, "iterations over which the learning rate rises to `lr`", least=0)
     cooldown: float = option(
         0.0, "share of the iterations over which it falls to 0 at the end", least=0, most=1
     )
-    betas: tuple[float, float] = option((0.9, 0.999), "decays of AdamW's mean and mean square")
+    betas: tuple[float, float] = option(
+        (0.9, 0.999), "decays of AdamW's mean and mean square", least=0, below=1
+    )
     weight_decay: float = option(1e-2, "AdamW's decoupled weight decay", least=0)
     eps: float = option(1e-8, "added to the root of AdamW's mean square", least=0)
     clip: float = option(1.0, "largest gradient norm; 0 switches clipping off", least=0)
@@ -227,7 +244,7 @@ class RunConfig:
     author: str = option("", "who made it")
     licence: str = option("", "of the file, such as MIT")
     output: str = option("runs/train", "folder of the adapter, checkpoints, logs and samples")
-    seed: int = option(0, "of everything drawn in training", least=0)
+    seed: int = option(0, "of everything drawn in training", least=0, most=MOST_SEED)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: CUDA where there is one")
     save_every: int = option(50, "iterations between checkpoints", least=1)
     sample_every: int = option(50, "iterations between samples with bars; 0 for none", least=0)
@@ -244,7 +261,7 @@ class EvaluationConfig:
     prompts: str = option("occupations_test", "set or file of held-out prompts")
     limit: int = option(8, "prompts of it, evenly spread; 0 for all", least=0)
     images: int = option(96, "pictures of each prompt", least=1)
-    steps: int = option(20, "steps of the sampler", least=1)
+    steps: int = option(20, "steps of the sampler", least=1, most=MOST_STEPS)
     encoders: tuple[str, ...] | None = option(
         None, "image encoders of the similarity, best such as training does not use; null: the loss's own"
     )
@@ -271,8 +288,10 @@ class Config:
 
     def check(self) -> None:
         """Raises FairAdapterError for settings that contradict each other."""
+        if self.model.size is not None:
+            check_size(self.model.size)
         low, high = self.sampling.steps
-        if not 1 <= low <= high:
+        if low > high:
             raise FairAdapterError(f"sampling.steps: expected 1 <= fewest <= most, found {low} and {high}")
         if self.sampling.gradient_steps > low:
             raise FairAdapterError(
@@ -283,8 +302,19 @@ class Config:
             raise FairAdapterError(
                 "adapter: nothing to train; set adapter.soft_tokens, adapter.text_lora or adapter.unet_lora"
             )
+        unknown = [name for name in self.optimizer.lr_factors if name not in PARTS]
+        if unknown:
+            raise FairAdapterError(
+                f"optimizer.lr_factors: expected {', '.join(PARTS[:-1])} or {PARTS[-1]}, found {unknown[0]}"
+            )
         if not self.prompts.train or not sum(s.weight for s in self.prompts.train) > 0:
             raise FairAdapterError("prompts.train: expected a set with a positive weight, found none")
+
+
+def check_size(pixels: int) -> None:
+    """Raises FairAdapterError for a side of a picture that has no whole latents."""
+    if pixels < SIZE_STEP or pixels % SIZE_STEP:
+        raise FairAdapterError(f"model.size: expected a multiple of {SIZE_STEP} px, found {pixels}")
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:

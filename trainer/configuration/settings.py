@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -21,10 +23,18 @@ import yaml
 from ...shared.errors import FairAdapterError
 
 T = TypeVar("T")
+LARGEST = {int: 2**31 - 1, float: 3.4e38}  # where no bound is given: what is trained is float32
+SHOWN = 80  # characters of a wrong value
+# PyYAML's own errors; dates and numbers that Python can't make; lists too deep in each other
+UNREADABLE = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 
 
 def option(default: Any, doc: str, **bounds: float) -> Any:
-    """A documented field. bounds: `least` and `most` of a number."""
+    """A documented field.
+
+    bounds: of every number in it, also in lists and mappings: `least`, `most`, `below` (which it may not
+    reach). Whatever they are, numbers are finite and no larger than 32 bits hold.
+    """
     return field(default=default, metadata={"doc": doc, **bounds})
 
 
@@ -42,7 +52,7 @@ def read_tree(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
 def _value(text: str, setting: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         raise FairAdapterError(f"{setting!r}: the value does not read as YAML ({_line(error)})") from error
 
 
@@ -73,7 +83,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: expected a configuration, found none that can be read; trainer/configs has "
             f"{', '.join(known)}"
         ) from error
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         raise FairAdapterError(f"{path}: expected YAML, found {_line(error)}") from error
     if tree is None:
         return {}
@@ -105,7 +115,7 @@ def build(
     source: the file, for messages.  keys: all keys there are, for suggestions.
     """
     if not isinstance(tree, Mapping):
-        raise FairAdapterError(f"{source}: {prefix.rstrip('.')}: expected settings, found {tree!r}")
+        raise FairAdapterError(f"{source}: {prefix.rstrip('.')}: expected settings, found {_shown(tree)}")
     hints = typing.get_type_hints(kind)
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values = {}
@@ -140,10 +150,11 @@ def _convert(hint: Any, value: Any, key: str, source: str) -> Any:
     if origin is dict and isinstance(value, Mapping):
         return {str(k): _convert(arguments[1], v, f"{key}.{k}", source) for k, v in value.items()}
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        with suppress(OverflowError):
+            return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    raise FairAdapterError(f"{source}: {key}: expected {_spelled(hint)}, found {value!r}")
+    raise FairAdapterError(f"{source}: {key}: expected {_spelled(hint)}, found {_shown(value)}")
 
 
 def _spelled(hint: Any) -> str:
@@ -159,17 +170,41 @@ def _spelled(hint: Any) -> str:
 
 
 def _check_bounds(metadata: Mapping[str, Any], value: Any, key: str, source: str) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return
-    least, most = metadata.get("least", float("-inf")), metadata.get("most", float("inf"))
-    if not least <= value <= most:
-        raise FairAdapterError(f"{source}: {key}: expected {_bounds(metadata)}, found {value}")
+    """Every number in a value, however deep."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _check_bounds(metadata, item, f"{key}.{name}", source)
+    elif isinstance(value, tuple):
+        for i, item in enumerate(value):
+            _check_bounds(metadata, item, f"{key}[{i}]", source)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        expected = _broken(metadata, value)
+        if expected:
+            raise FairAdapterError(f"{source}: {key}: expected {expected}, found {_shown(value)}")
 
 
-def _bounds(metadata: Mapping[str, Any]) -> str:
-    if "most" in metadata:
-        return f"{metadata['least']} to {metadata['most']}"
-    return f"{metadata['least']} or more"
+def _broken(metadata: Mapping[str, Any], value: int | float) -> str | None:
+    """The bounds that a number does not keep to, in words; None if it keeps to them."""
+    if not math.isfinite(value):
+        return "a finite number"
+    least, most, below = (metadata.get(name) for name in ("least", "most", "below"))
+    words = f"{least} or more"
+    if most is not None:
+        words = f"{least} to {most}"
+    elif below is not None:
+        words = f"{least} or more and less than {below}"
+    elif abs(value) > LARGEST[type(value)]:
+        return f"at most {LARGEST[type(value)]}"
+    low, high = least is not None and value < least, most is not None and value > most
+    return words if low or high or (below is not None and value >= below) else None
+
+
+def _shown(value: Any) -> str:
+    """A wrong value, short and on one line."""
+    if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to write out the longest
+        return f"a whole number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def _suggestion(key: str, keys: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from ...shared.lora import text_layers
 from ...shared.sampling import Conditioning, Guidance, rollout
 from ...shared.schedulers import LinearSampler, linear_sampler
 from ...shared.seeds import starting_noise
+from ..configuration.config import check_size
 
 DECODED = 2**21  # pixels that are decoded at a time where no gradient is asked for: 8 pictures of 512 px
 DECODER_LAYERS = (ResnetBlock2D, Upsample2D, Attention)
@@ -317,10 +318,7 @@ class DiffusionModel(ImageModel):
 
     def resize(self, pixels: int) -> None:
         """Draw pictures of another size. Raises FairAdapterError for one that has no whole latents."""
-        if pixels < 8 * LATENT_FACTOR or pixels % (8 * LATENT_FACTOR):
-            raise FairAdapterError(
-                f"model.size: expected a multiple of {8 * LATENT_FACTOR} px, found {pixels}"
-            )
+        check_size(pixels)
         self.side = pixels // LATENT_FACTOR
 
     def checkpoint(self, decoder: bool, network: bool) -> None:

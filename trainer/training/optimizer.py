@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...shared.errors import FairAdapterError
 from ..configuration.config import OptimizerConfig
 from .adaptation import Adaptation
 
@@ -44,11 +43,6 @@ class Optimizer:
     ) -> None:
         self.config, self.all_sum = config, all_sum
         groups = adaptation.groups()
-        unknown = [name for name in config.lr_factors if name not in ("soft", "soft_target", "lora", "gate")]
-        if unknown:
-            raise FairAdapterError(
-                f"optimizer.lr_factors: expected soft, soft_target, lora or gate, found {unknown[0]}"
-            )
         factors = [config.lr_factors.get(name, 1.0) for name in groups]
         self.parameters = [p for parameters in groups.values() for p in parameters]
         self.average = [p.detach().clone() for p in self.parameters]

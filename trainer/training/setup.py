@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import sys
 import warnings
@@ -17,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...shared.adapter import FairnessAdapter
 from ...shared.adapter_info import AdapterInfo
 from ...shared.attributes import TargetDistribution
 from ...shared.direct import step_weights
 from ...shared.errors import FairAdapterError
 from ...shared.preservation import FaceBank
 from ...shared.transport import expected_targets, slack
-from ..configuration.config import Config, ModelConfig
+from ..configuration.config import Config, ModelConfig, RunConfig
 from ..configuration.prompts import Schedule, training_sets
 from ..configuration.settings import plain
 from ..evaluation.generation import load_model
@@ -343,14 +345,10 @@ def adapter_info(
 ) -> AdapterInfo:
     """What the adapter file of a run says about itself."""
     config = training.config
-    name = config.model.name or model_folder(config.model.path).name
     sets = [{"set": s.set, "weight": s.weight, "templates": list(s.templates)} for s in config.prompts.train]
     return AdapterInfo(
-        name=config.run.name,
-        description=config.run.description,
-        author=config.run.author,
-        licence=config.run.licence,
-        base=training.model.describe(name),
+        **_labels(config.run),
+        base=training.model.describe(_base_name(config.model)),
         targets=training.space,
         classifier=training.observer.classifier.identity,
         prompts={"train": sets},
@@ -362,3 +360,23 @@ def adapter_info(
         },
         created=datetime.date.today().isoformat(),
     )
+
+
+def relabel(path: Path, config: Config) -> None:
+    """Write the configured labels into the adapter file of a finished run, where it has others."""
+    info = FairnessAdapter.read_info(path)
+    base = dataclasses.replace(info.base, name=_base_name(config.model))
+    labelled = dataclasses.replace(info, **_labels(config.run), base=base)
+    if labelled != info:
+        recorded = {**info.configuration, "run": plain(config.run), "model": plain(config.model)}
+        labelled = dataclasses.replace(labelled, configuration=recorded)
+        dataclasses.replace(FairnessAdapter.read(path), info=labelled).write(path, overwrite=True)
+
+
+def _labels(run: RunConfig) -> dict[str, str]:
+    """What `state.differences` lets a run change of its file."""
+    return {name: getattr(run, name) for name in ("name", "description", "author", "licence")}
+
+
+def _base_name(config: ModelConfig) -> str:
+    return config.name or model_folder(config.path).name
