@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..shared.adapter_info import STRENGTHS
 from ..shared.attributes import TargetDistribution
 from ..shared.errors import FairAdapterError
 from .injection import strip
-from .request import HIDDEN, IN_PROMPT, NO_ADAPTER, STRENGTHS, FairRequest
+from .request import HIDDEN, IN_PROMPT, NO_ADAPTER, FairRequest
 
 ADAPTER, TARGET, STRENGTH = "Fair adapter", "Fair target", "Fair strength"
 HASH, TOKENS, ERROR = "Fair hash", "Fair tokens", "Fair error"

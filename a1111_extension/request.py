@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..shared.adapter_info import STRENGTHS
 from ..shared.errors import FairAdapterError
 
 NO_ADAPTER = "None"  # only reads the faces
 HIDDEN, IN_PROMPT = "hidden", "in the prompt"
 PLACES = (HIDDEN, IN_PROMPT)
-STRENGTHS = (-2.0, 4.0)
 
 
 @dataclass(frozen=True)

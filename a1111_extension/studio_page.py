@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..shared.adapter import AdapterWeights
+from ..shared.adapter_info import STRENGTHS
 from ..shared.attributes import TargetDistribution
 from ..shared.bars import FaceBars
 from ..shared.errors import FairAdapterError
@@ -76,7 +77,7 @@ def _generate_tab(service: FairService, session: PortraitSession) -> None:
                 )
             sliders, rows = ui.target_sliders(service, first, lambda name: f"studio_{name}")
             target = gr.Textbox(service.default_target(first), label="Target", elem_id="studio_target")
-            strength = gr.Slider(0.0, 2.0, value=1.0, step=0.05, label="Strength")
+            strength = gr.Slider(*STRENGTHS, value=1.0, step=0.05, label="Strength")
             advice = gr.HTML(service.advice(first, "", session.base_model()), elem_id="studio_advice")
             with gr.Row():
                 count = gr.Slider(1, PICTURES, value=8, step=1, label="Pictures", elem_id="studio_count")

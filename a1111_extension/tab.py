@@ -11,6 +11,7 @@ import gradio as gr
 from PIL import Image
 
 from ..shared.adapter_export import export_adapter, hosts_note
+from ..shared.adapter_info import STRENGTHS
 from ..shared.attributes import TargetDistribution
 from ..shared.bar_grid import draw_grid
 from ..shared.errors import FairAdapterError
@@ -76,7 +77,7 @@ def _library(page: gr.Blocks, service: FairService, host: Folders | None) -> Non
             _default(service, first), label="Export at the target", elem_id="fair_export_target"
         )
         strength = gr.Slider(
-            0.05, 2.0, value=1.0, step=0.05, label="Strength", elem_id="fair_export_strength"
+            *STRENGTHS, value=1.0, step=0.05, label="Strength", elem_id="fair_export_strength"
         )
         name = gr.Textbox("", label="File name", placeholder="my_adapter", elem_id="fair_export_name")
     export = gr.Button("Export native LoRA and embedding", elem_id="fair_export", visible=host is not None)

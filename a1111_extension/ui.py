@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..shared.adapter_info import BaseModel
+from ..shared.adapter_info import STRENGTHS, BaseModel
 from ..shared.attributes import TABLE, Attribute, TargetDistribution
 from ..shared.errors import FairAdapterError
 from ..shared.library import SUFFIX
@@ -59,7 +59,7 @@ def build(
         )  # fmt: skip
         with gr.Row():
             strength = gr.Slider(
-                0.0, 2.0, value=1.0, step=0.05, label="Strength", elem_id=elem_id("strength")
+                *STRENGTHS, value=1.0, step=0.05, label="Strength", elem_id=elem_id("strength")
             )
             place = gr.Radio(
                 list(PLACES), value=HIDDEN, label="Soft tokens", elem_id=elem_id("place"),

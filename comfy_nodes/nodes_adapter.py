@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..shared.adapter import AdapterWeights, FairnessAdapter
 from ..shared.adapter_export import embedding_file, export_adapter, hosts_note, lora_file
+from ..shared.adapter_info import STRENGTHS
 from ..shared.attributes import TargetDistribution
 from ..shared.errors import FairAdapterError
 from . import application, host, targets, texts
@@ -141,8 +142,8 @@ class ApplyAdapter(io.ComfyNode):
                 io.Float.Input(
                     "strength",
                     default=1.0,
-                    min=-2.0,
-                    max=2.0,
+                    min=STRENGTHS[0],
+                    max=STRENGTHS[1],
                     step=0.05,
                     tooltip="1 is as trained, 0 is exactly the base model, more is an exaggeration.",
                 ),
@@ -207,8 +208,8 @@ class ExportAdapter(io.ComfyNode):
                 io.Float.Input(
                     "strength",
                     default=1.0,
-                    min=-2.0,
-                    max=2.0,
+                    min=STRENGTHS[0],
+                    max=STRENGTHS[1],
                     step=0.05,
                     tooltip="As of the Fair Adapter node; it becomes part of the files.",
                 ),

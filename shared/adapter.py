@@ -22,7 +22,6 @@ in its name, and in silence loads nothing of one that has others: `fair.target` 
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ import torch
 from torch import Tensor
 
 from . import lora, soft_prompt
-from .adapter_info import ENTRY, AdapterInfo, BaseModel, public_metadata
+from .adapter_info import ENTRY, STRENGTHS, AdapterInfo, BaseModel, public_metadata
 from .adapter_target import TargetSpace
 from .attributes import TargetDistribution
 from .errors import FairAdapterError
@@ -125,11 +124,11 @@ class FairnessAdapter:
         strength: multiplies the LoRA (its `up`) and moves the soft tokens from the neutral embedding N to
             N + strength (P(t) - N). 1 is the trained adapter; 0 gives neither tokens nor LoRA, exactly the
             base model. N is where training began (commas, unless set otherwise), so that for both parts
-            strength scales what training added.
+            strength scales what training added. In the range of `STRENGTHS`.
         """
-        if not math.isfinite(strength):
+        if not STRENGTHS[0] <= strength <= STRENGTHS[1]:  # NaN is in no range
             raise FairAdapterError(
-                f"{self.source}: strength: expected a number such as 1.0, found {strength}"
+                f"{self.source}: strength: expected {STRENGTHS[0]:g} to {STRENGTHS[1]:g}, found {strength}"
             )
         resolved = self.targets.resolve(target)
         if strength == 0:

@@ -21,6 +21,7 @@ from .tensor_file import payload_hash, serialise
 
 ENTRY = "fair_adapter"
 FORMAT = 1
+STRENGTHS = (-2.0, 4.0)  # least and most that an adapter is applied with, in every host and program
 NETWORK_PARTS = ("context", "unet", "transformer")  # of `BaseModel.widths`; the others are text encoders
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fair_adapter.shared.adapter_info import STRENGTHS
 from fair_adapter.shared.adapter_target import TargetSpace
 from fair_adapter.shared.attributes import GENDER, RACE, Attribute, TargetDistribution
 from fair_adapter.shared.errors import FairAdapterError
@@ -25,8 +26,9 @@ def test_strength_scales_what_training_added() -> None:
     assert half.lora[f"{LAYERS[0]}.alpha"] == 1.5
     assert torch.allclose(half.soft["clip_l"], (whole.soft["clip_l"] + neutral) / 2, atol=1e-6)
     assert whole.content_hash != half.content_hash == adapter.at("gender=60/40", 0.5).content_hash
-    with pytest.raises(FairAdapterError, match="strength: expected a number"):
-        adapter.at(strength=float("nan"))
+    for wrong in (float("nan"), float("inf"), STRENGTHS[1] + 0.1, STRENGTHS[0] - 0.1):
+        with pytest.raises(FairAdapterError, match="strength: expected -2 to 4"):
+            adapter.at(strength=wrong)
 
 
 def test_a_target_is_the_formula() -> None:
