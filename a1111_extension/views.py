@@ -6,8 +6,6 @@ are styled in the repository's style.css.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -16,7 +14,8 @@ from PIL import Image
 
 from ..shared.attributes import Attribute, TargetDistribution, ordered, spelled
 from ..shared.bar_grid import hex_colour
-from ..shared.bars import FaceBars, draw_faces
+from ..shared.bars import FaceBars, draw_faces, resized
+from ..shared.drawing import data_url
 from ..shared.library import AdapterSummary
 from ..shared.statistics import FairnessStatistics, ShareRow
 
@@ -93,7 +92,7 @@ def tiles(pictures: Sequence[tuple[Image.Image, Sequence[FaceBars], str]]) -> st
         text = escape(describe_faces(faces))
         drawn = draw_faces(image, faces)
         cells.append(
-            f'<figure title="{escape(caption)}"><img src="{data_url(drawn)}" alt="{text}">'
+            f'<figure title="{escape(caption)}"><img src="{data_url(drawn, "JPEG")}" alt="{text}">'
             f"<figcaption>{text}</figcaption></figure>"
         )
     more = len(pictures) - SHOWN
@@ -250,23 +249,6 @@ def size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
-def data_url(image: Image.Image) -> str:
-    """The picture inside the page."""
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, format="JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def thumbnail(
-    image: Image.Image, faces: Sequence[FaceBars], side: int = TILE
-) -> tuple[Image.Image, list[FaceBars]]:
-    """The picture at most `side` px (never enlarged beyond it, small ones enlarged to it) with its boxes."""
-    scale = side / max(image.size)
-    small = image.convert("RGB").resize(
-        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
-    )
-    moved = []
-    for face in faces:
-        x0, y0, x1, y1 = (value * scale for value in face.box)
-        moved.append(FaceBars((x0, y0, x1, y1), face.bars))
-    return small, moved
+def thumbnail(image: Image.Image, faces: Sequence[FaceBars]) -> tuple[Image.Image, list[FaceBars]]:
+    """The picture with a longer side of TILE px, and its boxes."""
+    return resized(image, faces, TILE)

@@ -7,9 +7,7 @@ sampling. Cancel is raised once, by whichever of ComfyUI's layers asks first, so
 
 from __future__ import annotations
 
-import base64
 import copy
-import io
 import logging
 import math
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..shared.attributes import TargetDistribution
+from ..shared.drawing import data_url
 from ..shared.errors import FairAdapterError
 from ..shared.live import RELIABLE_FROM, Cancelled, LiveBars, LiveFrame
 from . import host
@@ -123,10 +122,7 @@ def frame_dict(frame: LiveFrame) -> dict[str, Any]:
     for index, picture in enumerate(frame.pictures):
         place = (index % columns * tile[0], index // columns * tile[1])
         sheet.paste(picture.resize(tile, Image.Resampling.BILINEAR), place)
-    data = io.BytesIO()
-    sheet.save(data, "JPEG", quality=80)
-    url = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
-    return {**frame.to_dict(), "columns": columns, "sheet": url}
+    return {**frame.to_dict(), "columns": columns, "sheet": data_url(sheet, "JPEG", quality=80)}
 
 
 # ---- decoders

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from .attributes import Attribute, TargetDistribution, ordered, spelled
-from .bars import Bar, FaceBars, draw_faces
+from .bars import Bar, FaceBars, draw_faces, resized
 from .drawing import INK, PAPER, RULE, SOFT, Colour, draw_text, fill, fit_text, hatch, outline, text_size
 from .errors import FairAdapterError
 from .metrics import wilson_interval
@@ -285,18 +285,13 @@ def _tile(
     image: Image.Image, reading: Sequence[FaceBars], cell: int, preview: bool, paper: Colour
 ) -> Image.Image:
     """The picture fitted into a square, with bars drawn at the size they are seen at."""
-    scale = cell / max(image.size)
-    small = image.convert("RGB").resize(
-        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
-    )
+    small, moved = resized(image, reading, cell)
     x0, y0 = (cell - small.width) // 2, (cell - small.height) // 2
     square = Image.new("RGB", (cell, cell), paper)
     square.paste(small, (x0, y0))
-    moved = [
-        FaceBars(tuple(v * scale + (x0, y0)[i % 2] for i, v in enumerate(face.box)), face.bars)  # type: ignore[arg-type]
-        for face in reading
-    ]
-    return draw_faces(square, moved, preview)
+    shifted = [FaceBars((a + x0, b + y0, c + x0, d + y0), face.bars)
+               for face in moved for a, b, c, d in [face.box]]  # fmt: skip
+    return draw_faces(square, shifted, preview)
 
 
 def _theme(dark: bool) -> tuple[Colour, Colour, Colour, Colour]:

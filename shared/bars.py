@@ -71,6 +71,20 @@ def read_bars(
     return [FaceBars(face.box, tuple(column[m] for column in columns)) for m, face in enumerate(faces)]
 
 
+def resized(
+    image: Image.Image, faces: Sequence[FaceBars], side: int, enlarge: bool = True
+) -> tuple[Image.Image, list[FaceBars]]:
+    """The picture as RGB with a longer side of `side` px, and its faces' boxes moved along.
+
+    enlarge: a picture smaller than that is enlarged too.
+    """
+    scale = side / max(image.size) if enlarge else min(1.0, side / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    moved = [FaceBars((x0 * scale, y0 * scale, x1 * scale, y1 * scale), face.bars)
+             for face in faces for x0, y0, x1, y1 in [face.box]]  # fmt: skip
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS), moved
+
+
 def draw_faces(image: Image.Image, faces: Sequence[FaceBars], preview: bool = False) -> Image.Image:
     """A copy of the picture with a box and bars for each face, or the words "no face".
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from .attributes import Attribute, ordered
 from .bars import CERTAIN, FaceBars, read_bars
 from .classifiers import AttributeClassifier, load_classifier
-from .classifiers.default import DefaultClassifier
 from .errors import FairAdapterError
 from .faces import Face, FaceDetector, align_all, align_largest
 
@@ -120,21 +119,16 @@ class FaceReader:
             aligned = align_largest(pixels[first : first + CHUNK], detector)
             faces = [face for face in aligned.found if face is not None]
             bars, years = self._classify(aligned.faces, faces)
-            rows = iter(zip(bars, years or [None] * len(bars)))
-            for face in aligned.found:
-                row = None if face is None else next(rows)
-                ages = () if row is None or row[1] is None else (row[1],)
-                found.append(PictureReading(() if row is None else (row[0],), ages))
+            ages = [(age,) for age in years] or [()] * len(bars)
+            rows = iter([PictureReading((face,), age) for face, age in zip(bars, ages)])
+            found += [PictureReading() if face is None else next(rows) for face in aligned.found]
         return found
 
     def _classify(self, aligned: Tensor, faces: Sequence[Face]) -> tuple[list[FaceBars], list[float]]:
-        """Bars, and ages where there are any, of aligned faces (M, 3, 256, 256)."""
+        """Bars, and ages where the classifier tells them, of aligned faces (M, 3, 256, 256)."""
         if not faces:
             return [], []
         classifier = self.classifier
-        if isinstance(classifier, DefaultClassifier):
-            reading = classifier.read(aligned)
-            logits, years = reading.logits, reading.years.tolist()
-        else:
-            logits, years = classifier(aligned), []
+        logits, ages = classifier.with_years(aligned)
+        years = [] if ages is None else ages.tolist()
         return read_bars(logits, classifier.attributes, faces, self.certain), years

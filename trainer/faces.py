@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from fair_adapter.shared.bar_grid import draw_grid
-from fair_adapter.shared.bars import CERTAIN, FaceBars, draw_faces
+from fair_adapter.shared.bars import CERTAIN, FaceBars, draw_faces, resized
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.images import image_files, open_image, to_tensor
 from fair_adapter.shared.reader import FaceReader, PictureReading
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
         draw_faces(image, reading.faces).save(targets[path])
         rows += table_rows(path.name, reading, names)
         if len(tiles) < OVERVIEW:
-            tiles.append(shrunk(image, reading.faces))
+            tiles.append(resized(image, reading.faces, TILE, enlarge=False))
     for line in bad:
         print(f"error: {line}", file=sys.stderr)
     if not rows:
@@ -115,15 +115,6 @@ def run(options: argparse.Namespace) -> int:
         draw_grid(pictures, readings, reader.attributes, title=title).save(options.out / "overview.png")
     print(f"{len(files) - len(bad)} of {len(files)} pictures read; copies with bars in {options.out}")
     return 0
-
-
-def shrunk(image: Image.Image, faces: tuple[FaceBars, ...]) -> tuple[Image.Image, list[FaceBars]]:
-    """The picture at the overview's size, so that many of them fit into memory, and its bars."""
-    scale = min(1.0, TILE / max(image.size))
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    moved = [FaceBars((x0 * scale, y0 * scale, x1 * scale, y1 * scale), face.bars)
-             for face in faces for x0, y0, x1, y1 in [face.box]]  # fmt: skip
-    return image.resize(size, Image.Resampling.LANCZOS), moved
 
 
 def main(arguments: list[str] | None = None) -> int:

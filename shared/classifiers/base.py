@@ -39,6 +39,10 @@ class AttributeClassifier(Protocol):
         """faces (N, 3, 256, 256) RGB in [0, 1] -> {attribute name: calibrated logits (N, K)}."""
         ...
 
+    def with_years(self, faces: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The same logits, and the expected age in years (N,) of a classifier that tells it."""
+        ...
+
 
 class ClassifierModule(nn.Module):
     """Base of the back ends: checks the faces, runs them at full precision, applies temperatures.
@@ -83,6 +87,10 @@ class ClassifierModule(nn.Module):
         check_faces(faces)
         with full_precision(faces.device):
             return self.calibrate(self.raw_logits(faces))
+
+    def with_years(self, faces: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Calibrated logits, and no ages: most classifiers know classes alone."""
+        return self(faces), None
 
     def calibrate(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits divided by the temperature of their attribute."""

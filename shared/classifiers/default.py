@@ -102,6 +102,10 @@ class DefaultClassifier(ClassifierModule):
             raw = {"gender": self._gender(faces), "race": self._race(embedding), "age": two_ages(ages)}
             return FaceReading(self.calibrate(raw), expected_years(ages), embedding)
 
+    def with_years(self, faces: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        reading = self.read(faces)
+        return reading.logits, reading.years
+
     def _chip(self, faces: Tensor, size: int) -> Tensor:
         return (window(faces, CHIP_PADDING, size) - self.mean) * (255.0 / 256.0)
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from ...shared.attributes import JOINT, PAIR, Attribute, TargetDistribution
 from ...shared.bar_grid import draw_legend
+from ...shared.drawing import data_url
 from ...shared.tensor_file import write_bytes
 from ..configuration.prompts import Prompt
-from .pages import data_url, render
+from .pages import render
 from .published import NOTE, SOURCE, TABLES
 from .report import CELL, SHOWN, Measured, strip
 from .rows import FEW, NAMES, KeptRow, SkewRow, counted, few_prompts, kept_rows, skew_rows
@@ -145,7 +146,7 @@ class Comparison:
             (
                 prompt.text,
                 [
-                    (c.name, data_url(strip(c.measured.readings[i], self.attributes, CELL), True))
+                    (c.name, data_url(strip(c.measured.readings[i], self.attributes, CELL), "JPEG"))
                     for c in self.columns
                 ],
             )

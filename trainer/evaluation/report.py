@@ -14,12 +14,12 @@ from PIL import Image
 from ...shared.adapter import FairnessAdapter
 from ...shared.attributes import JOINT, PAIR, Attribute, TargetDistribution, ordered, ordered_figures
 from ...shared.bar_grid import draw_legend, hex_colour
-from ...shared.bars import FaceBars, draw_faces
-from ...shared.drawing import INK, PAPER, draw_text, fit_text
+from ...shared.bars import FaceBars, draw_faces, resized
+from ...shared.drawing import INK, PAPER, data_url, draw_text, fit_text
 from ...shared.tensor_file import write_bytes
 from ..configuration.prompts import Prompt
 from .measures import shares_by_prompt
-from .pages import data_url, render
+from .pages import render
 from .readings import Readings
 from .rows import FEW, NAMES, Figures, counted, few_prompts, kept_rows, parts, skew_rows, uneven
 
@@ -176,7 +176,7 @@ class Report:
         rows = []
         for i, prompt in enumerate(self.prompts[:SHOWN]):
             strips = {
-                n: data_url(strip(m.readings[i], self.attributes, CELL), True) for n, m in self.measured()
+                n: data_url(strip(m.readings[i], self.attributes, CELL), "JPEG") for n, m in self.measured()
             }
             rows.append({"prompt": prompt.text, **strips})
         return rows
@@ -211,10 +211,4 @@ def strip(reading: Readings, attributes: Sequence[Attribute], cell: int) -> Imag
 
 
 def _tile(image: Image.Image, bars: Sequence[FaceBars], cell: int) -> Image.Image:
-    scale = cell / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    moved = []
-    for face in bars:
-        x0, y0, x1, y1 = (v * scale for v in face.box)
-        moved.append(FaceBars((x0, y0, x1, y1), face.bars))
-    return draw_faces(image.resize(size, Image.Resampling.LANCZOS), moved)
+    return draw_faces(*resized(image, bars, cell))
