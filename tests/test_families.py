@@ -357,16 +357,6 @@ def test_a_download_of_a_newer_family_is_its_folder(name: str, tmp_path: Path) -
         assert stored.keys() == read.keys() and all(torch.equal(stored[k], read[k]) for k in stored), part
 
 
-def test_finetunes_of_xl_with_v_prediction_say_so_in_their_keys(tmp_path: Path) -> None:
-    made, folder, file = pipeline("sdxl"), tmp_path / "folder", tmp_path / "model.safetensors"
-    made.save_pretrained(folder)
-    write_checkpoint(made, file)
-    save_file({**load_file(file), "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, file)
-    model = load(file, config=str(folder))
-    assert model.sampler(4).prediction == "v_prediction"
-    assert model.scheduler.config["rescale_betas_zero_snr"] and model.scheduler.config["steps_offset"] == 1
-
-
 def test_what_is_no_model_says_so_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()

@@ -29,6 +29,8 @@ from ...shared.sampling import Conditioning, Guidance, rollout
 from ...shared.schedulers import LinearSampler, linear_sampler
 from ...shared.seeds import starting_noise
 from ..configuration.config import check_size
+from .header import Header
+from .marks import with_marks
 
 DECODED = 2**21  # pixels that are decoded at a time where no gradient is asked for: 8 pictures of 512 px
 DECODER_LAYERS = (ResnetBlock2D, Upsample2D, Attention)
@@ -154,8 +156,12 @@ class DiffusionModel(ImageModel):
         return {}
 
     @classmethod
-    def finish_file(cls, pipeline: Any, keys: frozenset[str]) -> None:
-        """Set what diffusers does not read off the keys of a single-file checkpoint."""
+    def finish_file(cls, pipeline: Any, header: Header) -> None:
+        """Set what diffusers does not read off a single-file checkpoint.
+
+        Raises FairAdapterError for marks that contradict each other or the family.
+        """
+        pipeline.scheduler = with_marks(pipeline.scheduler, header)
 
     @classmethod
     def from_network_file(

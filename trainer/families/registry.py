@@ -19,7 +19,6 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ...shared.adapter_info import weights_hash
 from ...shared.errors import FairAdapterError
@@ -27,9 +26,10 @@ from ...shared.quiet import quiet
 from ...shared.schedulers import prediction_of
 from ..configuration.settings import unknown
 from .base import DiffusionModel
+from .header import PICKLES, Header
+from .marks import ZERO_SNR, refuse_edm, refuse_edm_pipeline
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 SCALED = ("scaled_fp8", "scale_weight", "weight_scale", "scale_input", "input_scale")  # ends of keys
 LINEAR = {"clip_sample": False, "thresholding": False, "stochastic_sampling": False}  # what samplers must be
 PROBE = 4  # steps by which a scheduler shows what it is
@@ -100,6 +100,7 @@ def _load(
     if not fitting:
         raise FairAdapterError(f"{source}: expected a model of {_titles()}, found none that this reads")
     model = fitting[-1].from_pipeline(pipeline)
+    refuse_edm_pipeline(source, model.scheduler, model.vae)
     if model.network.config["in_channels"] not in NETWORK_CHANNELS:
         raise FairAdapterError(
             f"{source}: expected a text-to-image model, found one that takes more than latents (inpainting, "
@@ -140,17 +141,15 @@ def _from_folder(
 def _from_file(
     path: Path, dtype: torch.dtype, config: str | None, without: Sequence[str]
 ) -> tuple[Any, list[type[DiffusionModel]]]:
-    if path.suffix.lower() in PICKLES:
-        raise FairAdapterError(
-            f"{path}: expected a .safetensors checkpoint, found a pickle, which can run code; convert it"
-        )
-    keys = _keys(path)
+    header = Header.read(path)
+    keys = header.keys
     if any(key.endswith(SCALED) for key in keys):
         raise FairAdapterError(
             f"{path}: expected weights in float16, bfloat16 or float32, found scaled float8, which diffusers "
             "would read without the scales; download the model in float16 or bfloat16"
         )
     kind = family_of_keys(keys, path)
+    refuse_edm(header)
     whole, left_out = _has(keys, kind.marks), kind.leave_out(without)
     if config is None and not whole:
         raise FairAdapterError(
@@ -165,11 +164,15 @@ def _from_file(
     options = {"dtype": dtype, "local_files_only": config is not None and Path(config).is_dir()}
     try:
         if config is not None and not whole:
-            return kind.from_network_file(path, keys, config, left_out, **options), [kind]
+            loaded = kind.from_network_file(path, keys, config, left_out, **options)
+            kind.finish_file(loaded, header)
+            return loaded, [kind]
         loader = getattr(diffusers, kind.pipelines[0])
         options |= {**kind.load_options, **kind.file_options(keys), **left_out}
         loaded = loader.from_single_file(str(path), config=config, **options)
-        kind.finish_file(loaded, keys)
+        kind.finish_file(loaded, header)
+    except FairAdapterError:
+        raise
     except Exception as error:  # diffusers, hub clients and tokenizers raise dozens of kinds
         raise FairAdapterError(
             f"{path}: expected a {kind.title} checkpoint that loads, found {_line(error)}; what it lacks "
@@ -177,16 +180,6 @@ def _from_file(
             "or set model.config to a diffusers folder of its family"
         ) from error
     return loaded, [kind]
-
-
-def _keys(path: Path) -> frozenset[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return frozenset(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise FairAdapterError(
-            f"{path}: expected a .safetensors checkpoint, found {_line(error)}; download it again"
-        ) from error
 
 
 def family_of_keys(keys: frozenset[str], path: Path) -> type[DiffusionModel]:
@@ -226,6 +219,11 @@ def with_scheduler(model: DiffusionModel, name: str) -> None:
         config |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
         config["flow_shift"] = config.get("shift", 1.0)
     settings = {key: value for key, value in config.items() if key in inspect.signature(kind).parameters}
+    if config.get(ZERO_SNR) and ZERO_SNR not in settings:
+        raise FairAdapterError(
+            f"model.scheduler: expected one that knows {ZERO_SNR}, as this model was trained, found {name}; "
+            "choose DDIMScheduler, EulerDiscreteScheduler or DPMSolverMultistepScheduler"
+        )
     before = model.scheduler, model.other_scheduler
     try:
         model.scheduler, model.other_scheduler = kind(**settings), name

@@ -26,11 +26,14 @@ from torch.nn import functional
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from ...shared.adapter_info import FamilyNames
+from ...shared.errors import FairAdapterError
 from ...shared.lora import transformer_layers
 from ...shared.sampling import Conditioning
 from ...shared.schedulers import LinearSampler, linear_sampler
 from ...shared.soft_prompt import prompt_ids, spliced
 from .base import DiffusionModel, Soft, TextEncoder
+from .header import Header
+from .marks import marked
 from .stable_diffusion_xl import clip_output
 
 T5_LENGTH = 77  # positions
@@ -81,8 +84,14 @@ class StableDiffusion3(DiffusionModel):
         return {**cls.leave_out(["t5xxl"])}
 
     @classmethod
-    def finish_file(cls, pipeline: Any, keys: frozenset[str]) -> None:
+    def finish_file(cls, pipeline: Any, header: Header) -> None:
         """T5 looks tokens up in a table that files have under the name of the table it is tied to."""
+        found = marked(header)
+        if found:
+            raise FairAdapterError(
+                f"{header.path}: found a mark of {' and '.join(found)}, expected a {cls.title} checkpoint, "
+                "whose network predicts the velocity of a flow; choose another file"
+            )
         if pipeline.text_encoder_3 is not None:
             pipeline.text_encoder_3.tie_weights()
 

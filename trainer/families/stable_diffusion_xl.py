@@ -57,16 +57,6 @@ class StableDiffusionXL(DiffusionModel):
             pipeline.scheduler,
         )
 
-    @classmethod
-    def finish_file(cls, pipeline: Any, keys: frozenset[str]) -> None:
-        """v-prediction and zero terminal SNR, which such finetunes mark by a key each."""
-        marked = {"v_pred": {"prediction_type": "v_prediction"}, "ztsnr": {"rescale_betas_zero_snr": True}}
-        changes = {
-            name: value for key, change in marked.items() if key in keys for name, value in change.items()
-        }
-        if changes:
-            pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
-
     def to(self, device: torch.device | str) -> StableDiffusionXL:
         """As for every model; the VAE in float32 where float16 would overflow in it."""
         super().to(device)

@@ -1,0 +1,53 @@
+"""What the header of a single-file checkpoint says: which tensors it holds, and its metadata. Nothing else of
+the file is read for it, whatever its size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from ...shared.errors import FairAdapterError
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True)
+class Header:
+    """shapes, kinds: of the tensors by name; kinds are safetensors' words, such as F16.
+    metadata: texts that whoever wrote the file put there."""
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    kinds: Mapping[str, str]
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> Header:
+        """Raises FairAdapterError for a pickle, and for what is no safetensors file or is cut short."""
+        if path.suffix.lower() in PICKLES:
+            raise FairAdapterError(
+                f"{path}: expected a .safetensors checkpoint, found a pickle, which can run code; convert it"
+            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+                shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
+                kinds = {key: str(part.get_dtype()) for key, part in slices.items()}
+                return cls(path, shapes, kinds, dict(file.metadata() or {}))
+        except (OSError, SafetensorError) as error:
+            found = " ".join(str(error).split())[:200].rstrip(".")
+            raise FairAdapterError(
+                f"{path}: expected a .safetensors checkpoint, found {found}; download it again"
+            ) from error
+
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        return frozenset(self.shapes)
+
+    def has(self, *beginnings: str) -> bool:
+        """Whether there is a tensor for each of these beginnings, and any of them at all."""
+        return bool(beginnings) and all(any(key.startswith(b) for key in self.keys) for b in beginnings)
