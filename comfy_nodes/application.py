@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ from ..shared.adapter import AdapterWeights, FairnessAdapter
 from ..shared.adapter_info import BaseModel, weights_hash
 from ..shared.attributes import TargetDistribution
 from ..shared.errors import FairAdapterError
+from . import soft_tokens
 
-ENCODERS = {"clip_l": "l", "clip_g": "g", "clip_h": "h", "t5xxl": "t5xxl"}  # ours -> the tokenizer's
 FAMILIES = {"SD15": "sd1", "SD20": "sd2", "SDXL": "sdxl", "SDXLRefiner": "sdxl-refiner", "SD3": "sd3"}
 PROMPTS = ("as trained", "positive prompt", "both prompts")
 _ENDS = {  # architecture -> first and last layer of the network, by which weights are told apart
@@ -62,11 +62,11 @@ def apply(
     if weights.lora:
         adapter.check_layers(layer_shapes(model, clip, adapter.layers))
         model, clip, taken = patched(model, clip, weights.lora, adapter.source)
-    negative = clip
     if weights.soft:
-        clip = with_tokens(clip, weights.soft, adapter.source)
+        check_widths(clip, weights.soft, adapter.source)
         both = prompts == "both prompts" or (prompts == "as trained" and adapter.negative_tokens)
-        negative = clip if both else negative
+        clip = soft_tokens.add(clip, weights.soft, adapter.info.name, both, bool(taken))
+    negative = soft_tokens.for_negative(clip)
     for line in (*warnings, *weights.warnings):
         _log.warning("Fair Adapter: %s: %s", adapter.info.name, line)
     tokens = {name: len(value) for name, value in weights.soft.items()}
@@ -98,7 +98,7 @@ def describe(model: Any, clip: Any) -> BaseModel:
 def _tables(clip: Any) -> dict[str, Tensor]:
     """encoder -> its token embedding (V, d), for the encoders that the CLIP has."""
     found = {}
-    for name in ENCODERS:
+    for name in soft_tokens.PARTS.values():
         encoder = getattr(clip.cond_stage_model, name, None)
         if encoder is not None:
             found[name] = encoder.transformer.get_input_embeddings().weight
@@ -160,11 +160,8 @@ def patched(model: Any, clip: Any, lora: Mapping[str, Tensor], source: str) -> t
     return model, clip, len(taken)
 
 
-# ---- soft tokens
-
-
-def with_tokens(clip: Any, soft: Mapping[str, Tensor], source: str) -> Any:
-    """A copy of the CLIP that puts soft tokens before every prompt, whichever node encodes it."""
+def check_widths(clip: Any, soft: Mapping[str, Tensor], source: str) -> None:
+    """Raises FairAdapterError if the CLIP has no encoder of the soft tokens' width (encoder -> (n, d))."""
     tables = _tables(clip)
     for name, rows in soft.items():
         width = tables[name].shape[1] if name in tables else 0
@@ -174,71 +171,3 @@ def with_tokens(clip: Any, soft: Mapping[str, Tensor], source: str) -> Any:
                 f"{source}: soft tokens for {name} of width {rows.shape[1]}, found {found} in this CLIP; "
                 "load the base model that the adapter was trained on"
             )
-    copy = clip.clone()
-    copy.tokenizer = SoftTokenizer(
-        clip.tokenizer, {ENCODERS[name]: rows.detach().cpu() for name, rows in soft.items()}
-    )
-    return copy
-
-
-class SoftTokenizer:
-    """A tokenizer whose every text begins with soft tokens; all else is the wrapped tokenizer's.
-
-    tokens: tokenizer key ("l", "g", "h", "t5xxl") -> (n, d). A tensor in place of a token id is how ComfyUI
-    itself carries textual inversions: the text encoder and the nodes that encode text need no change.
-    """
-
-    def __init__(self, inner: Any, tokens: Mapping[str, Tensor]) -> None:
-        self._inner, self._tokens = inner, dict(tokens)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("_inner", "_tokens"):  # while a copy is being made, before __init__
-            raise AttributeError(name)
-        return getattr(self._inner, name)
-
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options: Any) -> Any:
-        """The chunks {"l": [[(token, weight, word), ...], ...]} that `embedding:NAME text` would give."""
-        result = {}
-        for name, chunks in self._inner.tokenize_with_weights(text, True, **options).items():
-            if name in self._tokens:
-                part = name if name == "t5xxl" else f"clip_{name}"
-                chunks = prepend(chunks, self._tokens[name], getattr(self._inner, part))
-            result[name] = chunks if return_word_ids else [[e[:2] for e in chunk] for chunk in chunks]
-        return result
-
-
-Entry = tuple[Any, float, int]  # token id or embedding row, weight, word; word 0 is start, end or padding
-
-
-def prepend(chunks: Sequence[Sequence[Entry]], soft: Tensor, tokenizer: Any) -> list[list[Entry]]:
-    """Chunks of one text with soft tokens (n, d) before its words; words move up, none is lost.
-
-    A group of less than 8 tokens is not divided between chunks, as in ComfyUI's own tokenizer: what comes out
-    is what it makes of a textual inversion at the beginning of the text. T5 has no start token, one chunk of
-    any length, and padding up to a least length.
-    """
-    groups: list[list[Entry]] = [[(row, 1.0, 1) for row in soft]]
-    for token, weight, word in (entry for chunk in chunks for entry in chunk):
-        if word:
-            if groups[-1][0][2] != word + 1:
-                groups.append([])
-            groups[-1].append((token, weight, word + 1))
-    start = [] if tokenizer.start_token is None else [_plain(tokenizer.start_token)]
-    room = tokenizer.max_length - 1  # the end token's place
-    result: list[list[Entry]] = [[*start]]
-    for group in groups:
-        while len(result[-1]) + len(group) > room:
-            fits = room - len(result[-1]) if len(group) >= tokenizer.max_word_length else 0
-            result[-1] += group[:fits]
-            group = group[fits:]
-            result.append([*start])
-        result[-1] += group
-    length = tokenizer.max_length if tokenizer.pad_to_max_length else tokenizer.min_length or 0
-    for chunk in result:
-        chunk.append(_plain(tokenizer.end_token))
-        chunk += [_plain(tokenizer.pad_token)] * (length - len(chunk))
-    return result
-
-
-def _plain(token: int) -> Entry:
-    return token, 1.0, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -11,6 +12,7 @@ from typing import Any
 import comfy.model_management as management
 import folder_paths
 import torch
+from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 from torch import Tensor
@@ -19,6 +21,7 @@ from ..shared.errors import FairAdapterError
 from ..shared.library import SHIPPED, SUFFIX, AdapterLibrary
 
 FOLDER = "fair_adapters"
+_log = logging.getLogger("fair_adapter")
 
 
 def register_folder() -> None:
@@ -83,6 +86,14 @@ def sender(event: str) -> Callable[[dict[str, Any]], None]:
         return lambda data: None
     client = server.client_id
     return lambda data: server.send_sync(event, data, client)
+
+
+def warn_on_running_node(text: str) -> None:
+    """A warning in the log and, in the browser, below the node that runs now."""
+    _log.warning("%s", text)
+    server, context = getattr(PromptServer, "instance", None), get_executing_context()
+    if server is not None and context is not None:
+        server.send_progress_text(text, context.node_id)
 
 
 def stop_if_cancelled() -> None:

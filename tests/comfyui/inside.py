@@ -29,6 +29,7 @@ import nodes  # noqa: F401  # isort: skip  (what ComfyUI has loaded when it come
 import server  # noqa: F401
 import torch
 from comfy.text_encoders.sd3_clip import SD3Tokenizer
+from inside_chain import in_a_row, saved
 from inside_live import cancelled, copied, decoders
 from inside_models import large_models
 from inside_tokens import soft_tokens
@@ -132,14 +133,17 @@ application = ours("comfy_nodes.application")
 found["portrait"] = portrait(*parts)
 found["widths"] = application.describe(*parts[:2]).widths
 found["keys"] = key_map(*parts[:2])
+read = (application, ours("shared.adapter"), *parts[:2], folder / "models" / "fair_adapters")
+found["in_a_row"], found["saved"] = in_a_row(*read), saved(*read)
 embeddings = folder / "models" / "embeddings"
 width = {"clip_l": found["widths"]["clip_l"]}
-found["tokens"] = {"portrait": soft_tokens(application, parts[1].tokenizer, "portrait", width, embeddings)}
+tokens = ours("comfy_nodes.soft_tokens")
+found["tokens"] = {"portrait": soft_tokens(tokens, parts[1].tokenizer, "portrait", width, embeddings)}
 for name, (result, tokenizer, widths) in large_models(application, embeddings).items():
     found[name] = result
-    found["tokens"][name] = soft_tokens(application, tokenizer, name, widths, embeddings)
+    found["tokens"][name] = soft_tokens(tokens, tokenizer, name, widths, embeddings)
 widths = {"clip_l": 768, "clip_g": 1280, "t5xxl": 4096}
-found["tokens"]["sd3"] = soft_tokens(application, SD3Tokenizer(str(embeddings)), "sd3", widths, embeddings)
+found["tokens"]["sd3"] = soft_tokens(tokens, SD3Tokenizer(str(embeddings)), "sd3", widths, embeddings)
 live = ours("comfy_nodes.live")
 found["decoders"] = decoders(live, parts[2])
 found["copied"] = copied(live, parts[2], parts[0].model.latent_format)

@@ -57,7 +57,48 @@ def test_large_models_are_recognised(
 
 @pytest.mark.parametrize("name", ["portrait", "sd1", "sd2", "sdxl", "sd3"])
 def test_soft_tokens_stand_where_an_embedding_would(found: dict[str, Any], name: str) -> None:
-    assert found["tokens"][name] == {"texts": 11, "wrong": [], "passed_on": True}
+    """Also in prompts that nodes put together from several texts."""
+    told = found["tokens"][name]
+    assert told["wrong"] == [] and told["texts"] == 11
+    assert told["nodes"] == {"sdxl": 26, "sd3": 35}.get(name, 21)
+
+
+@pytest.mark.parametrize("name", ["portrait", "sdxl", "sd3"])
+def test_what_stands_behind_a_typed_embedding(found: dict[str, Any], name: str) -> None:
+    """Of ComfyUI itself, as docs/comfyui.md tells."""
+    marks = found["tokens"][name]["typed"]
+    assert marks.pop(",") == "read"
+    assert set(marks) == set(".;:!)") and set(marks.values()) == {"ignored"}
+
+
+@pytest.mark.parametrize("name", ["portrait", "sd1", "sd2", "sdxl", "sd3"])
+def test_packs_find_what_they_look_for_in_a_tokenizer(found: dict[str, Any], name: str) -> None:
+    told = found["tokens"][name]["looked_into"]
+    assert len(told) == 7 and [key for key, fine in told.items() if not fine] == []
+
+
+def test_each_clip_knows_which_tokens_belong_to_which_prompt(found: dict[str, Any]) -> None:
+    """Two Fair Adapter nodes in a row: "random" and then "words"."""
+    both = ["words", "random"]
+    assert found["in_a_row"] == {
+        "positive prompt, positive prompt": [both, []],
+        "positive prompt, both prompts": [both, ["words"]],
+        "both prompts, positive prompt": [both, ["random"]],
+        "both prompts, both prompts": [both, both],
+        "second off": [["random"], []],
+        "behind the negative one": [["words"], []],
+        "the same twice": [["random", "random"], ["random"]],
+        "untouched": [[], ["random"]],
+    }
+
+
+def test_a_saved_clip_tells_what_it_lacks(found: dict[str, Any]) -> None:
+    told = found["saved"]
+    assert told["base"] == []
+    for name in ("clip", "negative"):
+        (line,) = told[name]
+        assert "holds the LoRA of random and not its soft tokens (5 in clip_l)" in line, name
+        assert "Export Adapter" in line and "embedding:NAME" in line
 
 
 def test_live_bars_take_the_cheapest_sharp_decoder(found: dict[str, Any]) -> None:
