@@ -16,7 +16,7 @@ from fair_adapter.trainer.benchmark_methods.memory import Meter, cost, peak_tflo
 from fair_adapter.trainer.benchmark_methods.methods import EXACT, Workbench
 from fair_adapter.trainer.benchmark_methods.models import build
 from fair_adapter.trainer.benchmark_methods.results import Line, Measurement, plot, worst
-from fair_adapter.trainer.training.encoders import EmbeddedEncoder
+from fair_adapter.trainer.instruments.encoders import EmbeddedEncoder
 
 CPU = torch.device("cpu")
 

@@ -29,8 +29,8 @@ from fair_adapter.trainer.evaluation.measures import summarise
 from fair_adapter.trainer.evaluation.readings import Readings
 from fair_adapter.trainer.evaluation.report import Measured
 from fair_adapter.trainer.evaluation.rows import kept_rows
+from fair_adapter.trainer.instruments.encoders import ForeignEncoder, TextAlignment, load_text_alignment
 from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig
-from fair_adapter.trainer.training.encoders import ForeignEncoder, TextAlignment, load_text_alignment
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -24,7 +24,7 @@ def unit(*rows):
     return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float32), dim=1)
 
 
-from fair_adapter.trainer.training.encoders import ForeignEncoder
+from fair_adapter.trainer.instruments.encoders import ForeignEncoder
 
 
 def test_three_weights_of_the_paper():

@@ -32,9 +32,9 @@ from fair_adapter.shared.images import SUFFIXES, load_image
 from fair_adapter.shared.preservation import FaceBank
 from fair_adapter.shared.seeds import noise_seed
 from fair_adapter.shared.tensor_file import read_tensors, serialise, write_bytes
+from fair_adapter.trainer.instruments.observer import Observer, View, load_observer
 from fair_adapter.trainer.portrait.phrases import TRAIN
 from fair_adapter.trainer.tables import print_table
-from fair_adapter.trainer.training.observer import Observer, View, load_observer
 from fair_adapter.trainer.training.processes import check_device
 
 ENTRY = "fair_adapter_faces"

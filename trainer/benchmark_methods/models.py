@@ -23,8 +23,8 @@ from ..evaluation.generation import load_model
 from ..families.base import DiffusionModel
 from ..families.stable_diffusion import PORTRAIT, StableDiffusion
 from ..families.stable_diffusion_xl import StableDiffusionXL
+from ..instruments.encoders import as_loaded, clip_encoder, dino_encoder
 from ..portrait.models import build_scheduler, build_tokenizer, build_vae
-from ..training.encoders import as_loaded, clip_encoder, dino_encoder
 
 SEED = 0
 

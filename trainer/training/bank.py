@@ -24,8 +24,8 @@ from ...shared.preservation import OriginalFaces
 from ...shared.seeds import noise_seed
 from ...shared.tensor_file import read_tensors, serialise, write_bytes
 from ..families.base import DiffusionModel
+from ..instruments.observer import Observer
 from .memory import MicroBatches
-from .observer import Observer
 
 VERSION = 1  # of what is kept
 SALT = "train"

@@ -38,10 +38,10 @@ from ...shared.transport import dynamic_targets
 from ..configuration.config import Config
 from ..configuration.prompts import Schedule, Turn
 from ..families.base import DiffusionModel
+from ..instruments.observer import Observer, View
 from .adaptation import Adaptation
 from .bank import Entry, ReferenceBank, References
 from .memory import MicroBatches
-from .observer import Observer, View
 from .optimizer import Optimizer
 from .processes import Processes
 from .targets import TargetDraw

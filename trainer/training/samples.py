@@ -16,9 +16,9 @@ from ...shared.errors import FairAdapterError
 from ...shared.images import to_pil
 from ...shared.seeds import noise_seed
 from ..configuration.prompts import Prompt, evenly, read_prompts
+from ..instruments.observer import Observer, View
 from ..progress import deviation
 from .loop import Training
-from .observer import Observer, View
 
 SALT = "sample"
 CELL = 96  # px of a picture on the sheet

@@ -33,15 +33,15 @@ from ..face_bank import DrawnFace, bank_of, faces_of_cell, read_bank, write_bank
 from ..families.base import DiffusionModel
 from ..families.registry import with_scheduler
 from ..families.stable_diffusion import PORTRAIT, StableDiffusion
+from ..instruments.encoders import load_encoders
+from ..instruments.observer import Observer, load_observer
 from ..portrait.card import FILE as CARD
 from ..portrait.card import read_card
 from ..progress import Progress
 from .adaptation import Adaptation, AdaptationConfig
 from .bank import Entry, ReferenceBank, fingerprint, weights_identity
-from .encoders import load_encoders
 from .loop import Training
 from .memory import MicroBatches
-from .observer import Observer, load_observer
 from .optimizer import Optimizer
 from .processes import Processes
 from .targets import TargetDraw, target_space
