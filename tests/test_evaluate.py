@@ -29,7 +29,7 @@ from fair_adapter.trainer.evaluation.readings import SALT, Plan, Readings
 from fair_adapter.trainer.evaluation.report import SHOWN, Measured, Report
 from fair_adapter.trainer.evaluation.rows import kept_rows
 from fair_adapter.trainer.portrait.card import FILE as CARD
-from fair_adapter.trainer.progress import deviation
+from fair_adapter.trainer.running.progress import deviation
 from fair_adapter.trainer.training.logs import logged_seconds
 
 ATTRIBUTES = (GENDER, RACE, AGE)

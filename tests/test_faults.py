@@ -18,9 +18,9 @@ from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
 from fair_adapter.trainer import compare, demo, evaluate, train
 from fair_adapter.trainer.configuration.config import SamplingConfig, load_config
 from fair_adapter.trainer.evaluation import measuring
+from fair_adapter.trainer.running.memory import MicroBatches, out_of_memory
+from fair_adapter.trainer.running.processes import Processes
 from fair_adapter.trainer.training import setup
-from fair_adapter.trainer.training.memory import MicroBatches, out_of_memory
-from fair_adapter.trainer.training.processes import Processes
 from fair_adapter.trainer.training.samples import Samples
 from fair_adapter.trainer.training.setup import prepare
 

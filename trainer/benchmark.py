@@ -43,8 +43,8 @@ from fair_adapter.trainer.benchmark_methods.memory import cost, device_name, pea
 from fair_adapter.trainer.benchmark_methods.methods import REMEDY, DoesNotFit, Workbench, methods
 from fair_adapter.trainer.benchmark_methods.models import build
 from fair_adapter.trainer.benchmark_methods.results import COLUMNS, Line, Measurement, plot, worst
-from fair_adapter.trainer.tables import print_table
-from fair_adapter.trainer.training.memory import memory_told
+from fair_adapter.trainer.running.memory import memory_told
+from fair_adapter.trainer.running.tables import print_table
 from fair_adapter.trainer.training.setup import DTYPES, compile_network, guidance_scale
 
 # model -> images of an iteration, images at a time

@@ -35,7 +35,7 @@ from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer import evaluate
 from fair_adapter.trainer.evaluation.comparison import Column, Comparison
 from fair_adapter.trainer.evaluation.rows import FEW
-from fair_adapter.trainer.tables import print_table
+from fair_adapter.trainer.running.tables import print_table
 from fair_adapter.trainer.training.setup import model_folder
 
 

@@ -43,8 +43,8 @@ def run(config: Config, command: str) -> int:
     from fair_adapter.trainer.evaluation.readings import Plan
     from fair_adapter.trainer.evaluation.report import Report
     from fair_adapter.trainer.evaluation.rows import counted
+    from fair_adapter.trainer.running.processes import Processes
     from fair_adapter.trainer.training.logs import logged_seconds
-    from fair_adapter.trainer.training.processes import Processes
     from fair_adapter.trainer.training.setup import guidance_scale, model_folder
 
     began, asked = time.perf_counter(), config.evaluation
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("settings", nargs="*", metavar="key=value", help=f"settings over {CONFIG.name}")
     settings = parser.parse_args(arguments).settings
     try:
-        from fair_adapter.trainer.training.memory import REMEDY, memory_told
+        from fair_adapter.trainer.running.memory import REMEDY, memory_told
 
         with memory_told(REMEDY):
             return run(load_config(CONFIG, settings), shlex.join(["python", "install.py", "demo", *settings]))

@@ -42,9 +42,9 @@ from fair_adapter.trainer.evaluation.measuring import INDEPENDENT, Bench, Instru
 from fair_adapter.trainer.evaluation.readings import REMEDY, Plan
 from fair_adapter.trainer.evaluation.report import Measured, Report
 from fair_adapter.trainer.evaluation.rows import FEW, counted
-from fair_adapter.trainer.tables import print_table
-from fair_adapter.trainer.training.memory import memory_told
-from fair_adapter.trainer.training.processes import Processes, check_device
+from fair_adapter.trainer.running.memory import memory_told
+from fair_adapter.trainer.running.processes import Processes, check_device
+from fair_adapter.trainer.running.tables import print_table
 from fair_adapter.trainer.training.setup import DTYPES, guidance_scale, model_folder
 
 T = TypeVar("T")

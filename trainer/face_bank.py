@@ -34,8 +34,8 @@ from fair_adapter.shared.seeds import noise_seed
 from fair_adapter.shared.tensor_file import read_tensors, serialise, write_bytes
 from fair_adapter.trainer.instruments.observer import Observer, View, load_observer
 from fair_adapter.trainer.portrait.phrases import TRAIN
-from fair_adapter.trainer.tables import print_table
-from fair_adapter.trainer.training.processes import check_device
+from fair_adapter.trainer.running.processes import check_device
+from fair_adapter.trainer.running.tables import print_table
 
 ENTRY = "fair_adapter_faces"
 CERTAIN = 0.8  # least probability of a class that is written down

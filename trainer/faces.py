@@ -31,8 +31,8 @@ from fair_adapter.shared.bars import CERTAIN, FaceBars, draw_faces, resized
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.images import image_files, open_image, to_tensor
 from fair_adapter.shared.reader import FaceReader, PictureReading
-from fair_adapter.trainer.tables import print_table
-from fair_adapter.trainer.training.processes import check_device
+from fair_adapter.trainer.running.processes import check_device
+from fair_adapter.trainer.running.tables import print_table
 
 OVERVIEW = 120  # pictures on the overview
 TILE = 256  # px

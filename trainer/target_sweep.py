@@ -51,8 +51,8 @@ from fair_adapter.shared.tensor_file import write_bytes
 from fair_adapter.trainer import evaluate
 from fair_adapter.trainer.evaluation.readings import Readings
 from fair_adapter.trainer.evaluation.rows import FEW, Figure
-from fair_adapter.trainer.figures import subplots, to_png
-from fair_adapter.trainer.tables import print_table
+from fair_adapter.trainer.running.figures import subplots, to_png
+from fair_adapter.trainer.running.tables import print_table
 
 TARGETS = (
     *(f"gender=female:{f},male:{100 - f};race=equal" for f in (10, 30, 70, 90)),

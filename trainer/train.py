@@ -40,9 +40,9 @@ def train(config: Config, watch: Callable[[int], None] = lambda iteration: None)
     watch: called after every iteration with the number of those done.
     """
     from fair_adapter.trainer.configuration.settings import plain
-    from fair_adapter.trainer.progress import Progress, Running, figures
+    from fair_adapter.trainer.running.processes import Processes
+    from fair_adapter.trainer.running.progress import Progress, Running, figures
     from fair_adapter.trainer.training.logs import Log
-    from fair_adapter.trainer.training.processes import Processes
     from fair_adapter.trainer.training.samples import Samples
     from fair_adapter.trainer.training.setup import adapter_info, left_to_chance, prepare, relabel
     from fair_adapter.trainer.training.state import Interruption, read_state, save_state, take_up
@@ -119,14 +119,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if arguments[:1] == ["--options"]:
-            from fair_adapter.trainer.tables import print_table
+            from fair_adapter.trainer.running.tables import print_table
 
             print_table(["key", "default", "what it is"], [list(row) for row in options()])
             return 0
         if not arguments or arguments[0].startswith("-"):
             print(__doc__)
             return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-        from fair_adapter.trainer.training.memory import REMEDY, memory_told
+        from fair_adapter.trainer.running.memory import REMEDY, memory_told
 
         with memory_told(REMEDY):
             path, finished = train(load_config(arguments[0], arguments[1:]))

@@ -14,8 +14,8 @@ from ...shared.metrics import bias
 from ...shared.seeds import noise_seed
 from ..configuration.config import Config, PromptSource, load_config
 from ..configuration.prompts import Schedule, evenly, read_prompts
+from ..running.processes import Processes
 from ..training.loop import Training
-from ..training.processes import Processes
 from ..training.setup import prepare
 from .methods import Method, one_graph_iteration
 

@@ -37,9 +37,9 @@ from ..configuration.config import (
     TargetConfig,
 )
 from ..families.base import DiffusionModel
+from ..running.processes import Processes
 from ..training.loop import Training
 from ..training.optimizer import StepResult
-from ..training.processes import Processes
 from ..training.setup import prepare
 from .models import papers_encoders
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..figures import subplots, to_png
+from ..running.figures import subplots, to_png
 from .methods import EXACT, Method, methods
 
 OURS = ("both_branches", "conditional", "cached", "subset")

@@ -21,10 +21,10 @@ from ..families.base import LATENT_FACTOR, ImageModel
 from ..instruments.encoders import TextAlignment, load_encoders, load_text_alignment
 from ..instruments.observer import load_observer
 from ..portrait.card import FILE as CARD
-from ..progress import Progress
+from ..running.processes import Processes
+from ..running.progress import Progress
 from ..training.adaptation import Adaptation
 from ..training.bank import fingerprint, weights_identity
-from ..training.processes import Processes
 from ..training.setup import load_base
 from .generation import load_model
 from .measures import summarise

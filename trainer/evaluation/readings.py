@@ -33,8 +33,8 @@ from ..families.base import ImageModel
 from ..instruments.encoders import TextAlignment
 from ..instruments.observer import Observer, View
 from ..portrait.world import recognise_cue
+from ..running.memory import halving
 from ..training.bank import fingerprint
-from ..training.memory import halving
 from .texture import skin_texture
 
 SALT = "evaluate"

@@ -40,7 +40,7 @@ from fair_adapter.shared.classifiers.base import CALIBRATION
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import FaceDetector, align_largest
 from fair_adapter.shared.images import load_image
-from fair_adapter.trainer.tables import print_table
+from fair_adapter.trainer.running.tables import print_table
 
 GRID = np.exp(np.linspace(np.log(0.2), np.log(10.0), 393))  # temperatures, 1% apart
 BINS, FOLDS, DRAWS = 15, 5, 1000

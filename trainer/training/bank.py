@@ -25,7 +25,7 @@ from ...shared.seeds import noise_seed
 from ...shared.tensor_file import read_tensors, serialise, write_bytes
 from ..families.base import DiffusionModel
 from ..instruments.observer import Observer
-from .memory import MicroBatches
+from ..running.memory import MicroBatches
 
 VERSION = 1  # of what is kept
 SALT = "train"

@@ -39,11 +39,11 @@ from ..configuration.config import Config
 from ..configuration.prompts import Schedule, Turn
 from ..families.base import DiffusionModel
 from ..instruments.observer import Observer, View
+from ..running.memory import MicroBatches
+from ..running.processes import Processes
 from .adaptation import Adaptation
 from .bank import Entry, ReferenceBank, References
-from .memory import MicroBatches
 from .optimizer import Optimizer
-from .processes import Processes
 from .targets import TargetDraw
 
 

@@ -17,7 +17,7 @@ from ...shared.images import to_pil
 from ...shared.seeds import noise_seed
 from ..configuration.prompts import Prompt, evenly, read_prompts
 from ..instruments.observer import Observer, View
-from ..progress import deviation
+from ..running.progress import deviation
 from .loop import Training
 
 SALT = "sample"

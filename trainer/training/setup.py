@@ -37,13 +37,13 @@ from ..instruments.encoders import load_encoders
 from ..instruments.observer import Observer, load_observer
 from ..portrait.card import FILE as CARD
 from ..portrait.card import read_card
-from ..progress import Progress
+from ..running.memory import MicroBatches
+from ..running.processes import Processes
+from ..running.progress import Progress
 from .adaptation import Adaptation, AdaptationConfig
 from .bank import Entry, ReferenceBank, fingerprint, weights_identity
 from .loop import Training
-from .memory import MicroBatches
 from .optimizer import Optimizer
-from .processes import Processes
 from .targets import TargetDraw, target_space
 
 PROBE = 4  # steps of a sampler that is only looked at

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..shared.attributes import TargetDistribution
-from ..shared.metrics import bias, target_error
-from .training.loop import Outcome
+from ...shared.attributes import TargetDistribution
+from ...shared.metrics import bias, target_error
+from ..training.loop import Outcome
 
 T = TypeVar("T")
 WINDOW = 20  # iterations whose mean is shown
