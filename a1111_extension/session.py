@@ -89,7 +89,7 @@ class PortraitSession:
     def _adapted(self, weights: AdapterWeights | None) -> Any:
         if weights is None or not (weights.soft or weights.lora):
             return nullcontext(None)
-        from ..trainer.training.adaptation import Adaptation
+        from ..trainer.families.adaptation import Adaptation
 
         return Adaptation.from_weights(self.model, weights)
 

@@ -21,8 +21,8 @@ from fair_adapter.shared.schedulers import linear_sampler
 from fair_adapter.shared.seeds import starting_noise
 from fair_adapter.shared.soft_prompt import prompt_ids
 from fair_adapter.tests.tiny_diffusion import pipeline, tiny_model
+from fair_adapter.trainer.families.adaptation import Adaptation, AdaptationConfig
 from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
-from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig
 
 SPACE = TargetSpace(TargetDistribution.parse("gender=50/50;race=equal"), "cells")
 FIXED = TargetSpace(TargetDistribution.parse("gender=50/50"))

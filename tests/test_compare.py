@@ -24,13 +24,13 @@ from fair_adapter.trainer import compare, evaluate
 from fair_adapter.trainer.configuration.prompts import Prompt
 from fair_adapter.trainer.evaluation import readings as module
 from fair_adapter.trainer.evaluation.comparison import Column, Comparison
-from fair_adapter.trainer.evaluation.generation import load_model
 from fair_adapter.trainer.evaluation.measures import summarise
 from fair_adapter.trainer.evaluation.readings import Readings
 from fair_adapter.trainer.evaluation.report import Measured
 from fair_adapter.trainer.evaluation.rows import kept_rows
+from fair_adapter.trainer.families.adaptation import Adaptation, AdaptationConfig
+from fair_adapter.trainer.families.loading import load_model
 from fair_adapter.trainer.instruments.encoders import ForeignEncoder, TextAlignment, load_text_alignment
-from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -39,12 +39,12 @@ from fair_adapter.tests.tiny_families import LADDER, NAMES, pipeline, tiny
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
 from fair_adapter.trainer import export
 from fair_adapter.trainer.benchmark_methods.memory import Meter
+from fair_adapter.trainer.families.adaptation import Adaptation, AdaptationConfig
 from fair_adapter.trainer.families.base import DiffusionModel
 from fair_adapter.trainer.families.registry import families, family_of_keys, load, with_scheduler
 from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
 from fair_adapter.trainer.families.stable_diffusion_xl import StableDiffusionXL
 from fair_adapter.trainer.portrait.single_file import write_single_file
-from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig
 from fair_adapter.trainer.training.setup import compile_network, watch_hooks, weights_dtype
 
 SPACE = TargetSpace(TargetDistribution.parse("gender=50/50"), "cells", {"gender": {"female": (0.1, 0.9)}})

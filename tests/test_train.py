@@ -24,14 +24,14 @@ from fair_adapter.tests import fixture_faces
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
 from fair_adapter.trainer import face_bank, train
 from fair_adapter.trainer.configuration.config import OptimizerConfig, load_config
-from fair_adapter.trainer.evaluation import generation
 from fair_adapter.trainer.face_chain import convert_semantics
+from fair_adapter.trainer.families import loading as generation
+from fair_adapter.trainer.families.adaptation import Adaptation
 from fair_adapter.trainer.instruments.encoders import EmbeddedEncoder, load_encoders
 from fair_adapter.trainer.instruments.observer import load_observer
 from fair_adapter.trainer.running import progress
 from fair_adapter.trainer.running.processes import Processes, check_device
 from fair_adapter.trainer.training import setup
-from fair_adapter.trainer.training.adaptation import Adaptation
 from fair_adapter.trainer.training.bank import Entry, ReferenceBank
 from fair_adapter.trainer.training.logs import Log
 from fair_adapter.trainer.training.loop import Training

@@ -49,12 +49,12 @@ from fair_adapter.shared.seeds import noise_seed, starting_noise
 from fair_adapter.shared.tensor_file import write_bytes
 from fair_adapter.trainer.configuration.config import PromptSource
 from fair_adapter.trainer.configuration.prompts import read_prompts
+from fair_adapter.trainer.families.adaptation import Adaptation, AdaptationConfig
 from fair_adapter.trainer.families.stable_diffusion import PORTRAIT, StableDiffusion
 from fair_adapter.trainer.instruments.encoders import load_encoders
 from fair_adapter.trainer.running.figures import subplots, to_png
 from fair_adapter.trainer.running.progress import Progress
 from fair_adapter.trainer.running.tables import print_table
-from fair_adapter.trainer.training.adaptation import Adaptation, AdaptationConfig
 from fair_adapter.trainer.training.setup import guidance_scale
 
 Gradient = Literal["naive", "direct", "exact"]

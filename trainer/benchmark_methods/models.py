@@ -19,8 +19,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ...shared.preservation import SemanticEncoder
-from ..evaluation.generation import load_model
 from ..families.base import DiffusionModel
+from ..families.loading import load_model
 from ..families.stable_diffusion import PORTRAIT, StableDiffusion
 from ..families.stable_diffusion_xl import StableDiffusionXL
 from ..instruments.encoders import as_loaded, clip_encoder, dino_encoder

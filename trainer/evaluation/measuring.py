@@ -17,16 +17,16 @@ from ...shared.errors import FairAdapterError
 from ...shared.preservation import SemanticEncoder
 from ..configuration.config import Config, ModelConfig
 from ..configuration.prompts import Prompt
+from ..families.adaptation import Adaptation
 from ..families.base import LATENT_FACTOR, ImageModel
+from ..families.loading import load_model
 from ..instruments.encoders import TextAlignment, load_encoders, load_text_alignment
 from ..instruments.observer import load_observer
 from ..portrait.card import FILE as CARD
 from ..running.processes import Processes
 from ..running.progress import Progress
-from ..training.adaptation import Adaptation
 from ..training.bank import fingerprint, weights_identity
 from ..training.setup import load_base
-from .generation import load_model
 from .measures import summarise
 from .readings import Plan, Reader, Readings
 from .report import SHOWN, Measured

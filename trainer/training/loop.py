@@ -37,11 +37,11 @@ from ...shared.seeds import starting_noise
 from ...shared.transport import dynamic_targets
 from ..configuration.config import Config
 from ..configuration.prompts import Schedule, Turn
+from ..families.adaptation import Adaptation
 from ..families.base import DiffusionModel
 from ..instruments.observer import Observer, View
 from ..running.memory import MicroBatches
 from ..running.processes import Processes
-from .adaptation import Adaptation
 from .bank import Entry, ReferenceBank, References
 from .optimizer import Optimizer
 from .targets import TargetDraw

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..configuration.config import OptimizerConfig
-from .adaptation import Adaptation
+from ..families.adaptation import Adaptation
 
 FIRST_SCALE, LARGEST_SCALE = 2.0**12, 2.0**16  # of the loss where the network runs in float16
 GROW_EVERY = 500  # finite steps after which the scale doubles

@@ -28,9 +28,10 @@ from ...shared.transport import expected_targets, slack
 from ..configuration.config import Config, ModelConfig, RunConfig
 from ..configuration.prompts import Schedule, training_sets
 from ..configuration.settings import plain
-from ..evaluation.generation import load_model
 from ..face_bank import DrawnFace, bank_of, faces_of_cell, read_bank, write_bank
+from ..families.adaptation import Adaptation, AdaptationConfig
 from ..families.base import DiffusionModel
+from ..families.loading import load_model
 from ..families.registry import with_scheduler
 from ..families.stable_diffusion import PORTRAIT, StableDiffusion
 from ..instruments.encoders import load_encoders
@@ -40,7 +41,6 @@ from ..portrait.card import read_card
 from ..running.memory import MicroBatches
 from ..running.processes import Processes
 from ..running.progress import Progress
-from .adaptation import Adaptation, AdaptationConfig
 from .bank import Entry, ReferenceBank, fingerprint, weights_identity
 from .loop import Training
 from .optimizer import Optimizer

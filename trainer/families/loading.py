@@ -8,8 +8,8 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from ..families.base import DiffusionModel
-from ..families.registry import load
+from .base import DiffusionModel
+from .registry import load
 
 
 def load_model(

@@ -29,7 +29,7 @@ from ...shared.lora import ALPHA, GATE_STD, RANK, LoraSet
 from ...shared.sampling import Conditioning, Guidance
 from ...shared.schedulers import LinearSampler
 from ...shared.soft_prompt import INITIAL_WORDS, TOKENS, SoftPrompt, initial_tokens
-from ..families.base import RECOMPUTED, DiffusionModel, ImageModel
+from .base import RECOMPUTED, DiffusionModel, ImageModel
 
 COORDINATES = "coordinates"  # of the target, in a conditioning: the gates of the network's LoRA follow them
 TEXT_KEYS = ("lora_te", "fair.gate.lora_te")
