@@ -320,7 +320,7 @@ def demo(python: Path, arguments: list[str]) -> int:
 
 def studio(python: Path, arguments: list[str]) -> int:
     """Open the studio on the portrait model."""
-    return call(python, ROOT / "a1111_extension" / "studio.py", *arguments)
+    return call(python, ROOT / "studio" / "studio.py", *arguments)
 
 
 def show_alias(python: Path) -> None:
@@ -335,7 +335,7 @@ def show_alias(python: Path) -> None:
     package = python.parents[1] / "typing" / "fair_adapter"
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir(parents=True)
-    for folder in (ROOT / name for name in ("shared", "trainer", "a1111_extension", "comfy_nodes")):
+    for folder in (ROOT / name for name in ("shared", "trainer", "studio", "a1111_extension", "comfy_nodes")):
         if folder.is_dir() and sys.platform != "win32":
             os.symlink(folder, package / folder.name, target_is_directory=True)
         elif folder.is_dir():

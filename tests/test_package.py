@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OWN = {"shared", "trainer", "comfy_nodes", "a1111_extension", "scripts", "tests", "install"}
+OWN = {"shared", "trainer", "studio", "comfy_nodes", "a1111_extension", "scripts", "tests", "install"}
 HOSTS = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "modules", "launch"}
 # What both hosts bring; anything else shared/ imports inside the function that needs it.
 EVERYWHERE = {"torch", "torchvision", "numpy", "PIL", "safetensors"} | set(sys.stdlib_module_names)
@@ -84,12 +84,13 @@ def registration(tree: ast.Module) -> ast.If | None:
 
 def entry_points() -> dict[Path, ast.Module]:
     """Files that are started, not imported, and reach the rest of the repository by its import name."""
-    started = {path: parse(path) for path in sources("trainer", "shared", "comfy_nodes", "a1111_extension")}
+    folders = ("trainer", "studio", "shared", "comfy_nodes", "a1111_extension")
+    started = {path: parse(path) for path in sources(*folders)}
     found = {
         path: tree
         for path, tree in started.items()
         if "fair_adapter" in {name for name, _ in imports(ast.walk(tree))}
-        or (path.parts[-2:] == ("a1111_extension", "studio.py"))
+        or (path.parts[-2:] == ("studio", "studio.py"))
     }
     always = [*(ROOT / "scripts").glob("*.py"), ROOT / "tests" / "conftest.py"]
     return {**found, **{path: parse(path) for path in always}}
@@ -116,7 +117,7 @@ def test_every_entry_point_registers_the_root_under_its_import_name() -> None:
 
 def test_programs_use_no_relative_imports() -> None:
     """A file that is started has no package, so that `from ..shared` fails in it."""
-    for path in sources("trainer", "scripts", "a1111_extension"):
+    for path in sources("trainer", "studio", "scripts", "a1111_extension"):
         tree = parse(path)
         relative = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level]
         assert not (is_program(tree) and relative), f"{path} is a program: relative imports at {relative}"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fair_adapter.a1111_extension.service import FairService
-from fair_adapter.a1111_extension.session import PortraitSession
 from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.studio.session import PortraitSession
 from fair_adapter.tests.a1111 import adapters
 
 STEPS, SCALE = 4, 2.0
@@ -98,7 +98,7 @@ def test_menus_start_without_an_adapter_that_fits_no_host(tmp_path: Path) -> Non
 
 def test_studio_refuses_what_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gradio")
-    from fair_adapter.a1111_extension import studio
+    from fair_adapter.studio import studio
 
     assert studio.main(["--model", str(tmp_path), "--no-browser"]) == 2
     error = capsys.readouterr().err

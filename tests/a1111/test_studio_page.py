@@ -27,7 +27,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program = lab.ROOT / "a1111_extension" / "studio.py"
+    program = lab.ROOT / "studio" / "studio.py"
     places = ["--adapters", str(folder), "--data", str(folder / "data")]
     with (folder / "log.txt").open("w") as log:
         command = [sys.executable, str(program), "--no-browser", "--port", str(port), *places]

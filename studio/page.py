@@ -13,6 +13,11 @@ import gradio as gr
 from PIL import Image
 from torch import Tensor
 
+from ..a1111_extension import tab, ui, views
+from ..a1111_extension.injection import NativeStore
+from ..a1111_extension.records import PictureRecord
+from ..a1111_extension.request import NO_ADAPTER
+from ..a1111_extension.service import FairService
 from ..shared.adapter import AdapterWeights
 from ..shared.adapter_info import STRENGTHS
 from ..shared.attributes import TargetDistribution
@@ -21,11 +26,6 @@ from ..shared.errors import FairAdapterError
 from ..shared.images import to_pil
 from ..shared.live import LiveBars, LiveFrame
 from ..shared.statistics import FairnessStatistics
-from . import tab, ui, views
-from .injection import NativeStore
-from .records import PictureRecord
-from .request import NO_ADAPTER
-from .service import FairService
 from .session import PortraitSession
 
 PICTURES = 16  # most of one generation

@@ -1,6 +1,6 @@
 """Fair Adapter without a webui: draws with the small portrait model, before and after, with live bars.
 
-    python a1111_extension/studio.py [--port 7861] [--adapters FOLDER] [--model FOLDER] [--device cuda]
+    python studio/studio.py [--port 7861] [--adapters FOLDER] [--model FOLDER] [--device cuda]
 
 `python install.py studio` sets up what it needs and starts it. Opens on this machine alone. Exit code 2 and
 one line on bad input.
@@ -54,8 +54,8 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from fair_adapter.a1111_extension.service import FairService
-    from fair_adapter.a1111_extension.session import PortraitSession
-    from fair_adapter.a1111_extension.studio_page import build
+    from fair_adapter.studio.page import build
+    from fair_adapter.studio.session import PortraitSession
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     session = PortraitSession(options.model, device)
