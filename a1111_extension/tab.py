@@ -15,7 +15,7 @@ from ..shared.adapter_info import STRENGTHS
 from ..shared.attributes import TargetDistribution
 from ..shared.bar_grid import draw_grid
 from ..shared.errors import FairAdapterError
-from ..shared.images import image_files, open_image, to_tensor
+from ..shared.images import image_files, open_image, other_files, to_tensor
 from ..shared.statistics import FairnessStatistics
 from . import views
 from .injection import NativeStore
@@ -26,6 +26,7 @@ from .service import FairService
 ANY = "all"
 LIMIT = 500  # pictures of one analysis
 SHEET = 120  # pictures on the contact sheet
+TOLD = 20  # pictures left out that are named
 
 
 class Folders(Protocol):
@@ -226,7 +227,8 @@ def _analysis(service: FairService, local_folders: bool) -> None:
     sheet = gr.File(label="Contact sheet (PNG)", visible=False, elem_id="fair_analysis_sheet")
 
     def on_start(given: Any, path: str, text: str) -> list[Any]:
-        html, picture = analyse(service, given_files(given, path if local_folders else ""), text or "")
+        folder = path if local_folders and not given else ""
+        html, picture = analyse(service, given_files(given, folder), text or "", folder)
         if picture is None:
             return [html, gr.update(visible=False)]
         place = Path(tempfile.mkdtemp(prefix="fair_adapter_")) / "contact_sheet.png"
@@ -245,13 +247,18 @@ def given_files(given: Any, folder: str) -> list[Path] | str:
     if not folder or not folder.strip():
         return "Drop pictures or name a folder first."
     try:
-        return image_files(Path(folder.strip()).expanduser())
-    except (FairAdapterError, OSError) as error:
+        return image_files(_folder(folder))
+    except (FairAdapterError, OSError, RuntimeError) as error:  # RuntimeError: of a home that isn't known
         return str(error)
 
 
-def analyse(service: FairService, files: Sequence[Path] | str, target: str) -> tuple[str, Image.Image | None]:
-    """HTML with boxes, bars and shares, and the contact sheet; None without a readable picture."""
+def analyse(
+    service: FairService, files: Sequence[Path] | str, target: str, folder: str = ""
+) -> tuple[str, Image.Image | None]:
+    """HTML with boxes, bars and shares, and the contact sheet; None without a readable picture.
+
+    folder: where the files are from, of which other kinds of files are told too.
+    """
     if isinstance(files, str):
         return views.message([files], "warning"), None
     notes = [f"Only the first {LIMIT} of {len(files)} pictures are read."] if len(files) > LIMIT else []
@@ -261,21 +268,34 @@ def analyse(service: FairService, files: Sequence[Path] | str, target: str) -> t
         aimed = service.target(NO_ADAPTER, target)
         statistics = FairnessStatistics(attributes)
         tiles = []
+        lost: list[str] = []
         for path in files[:LIMIT]:
             try:
                 image = open_image(path)
             except FairAdapterError as error:
-                notes.append(str(error).replace(str(path), path.name))
+                lost.append(f"left out: {str(error).replace(str(path), path.name)}")
                 continue
             faces = reader.read(to_tensor(image)[None])[0]
             statistics.add([faces])
             tiles.append((*views.thumbnail(image, faces), path.name))
+        notes += left_out(lost, other_files(_folder(folder)) if folder else "")
     except FairAdapterError as error:
         return views.message([str(error)], "error"), None
     if not tiles:
         return views.message(notes or ["No picture could be read."], "error"), None
     html = views.panel(statistics, tiles, f"{len(tiles)} pictures", notes, aimed)
     return html, contact_sheet(tiles, statistics, aimed)
+
+
+def _folder(text: str) -> Path:
+    return Path(text.strip()).expanduser()
+
+
+def left_out(lost: Sequence[str], others: str) -> list[str]:
+    """What was not read and why: the first pictures by name, and the other kinds of files."""
+    more = len(lost) - TOLD
+    lines = [*lost[:TOLD], *([f"left out: {more} more that can't be read"] if more > 0 else [])]
+    return [*lines, *([f"left out as no pictures: {others}"] if others else [])]
 
 
 def contact_sheet(

@@ -318,6 +318,7 @@ def test_command_reads_a_folder_and_goes_on_past_bad_pictures(tmp_path: Path, ca
     canvas(80).save(source / "blank.png")
     canvas(80).save(source / "blank.webp")
     (source / "cut.jpg").write_bytes((FOLDER / "male_black_0.jpg").read_bytes()[:4000])
+    (source / "phone.heic").write_bytes(b"")
     before = {p: p.read_bytes() for p in source.iterdir()}
     assert run_command(source, "--out", tmp_path / "out") == 0
     printed = capsys.readouterr()
@@ -326,7 +327,9 @@ def test_command_reads_a_folder_and_goes_on_past_bad_pictures(tmp_path: Path, ca
     )
     assert re.search(r"blank\.png +no face", printed.out)
     assert "4 of 5 pictures read" in printed.out
-    assert re.fullmatch(r"error: .*cut\.jpg: expected a complete image.*\n", printed.err)
+    assert re.fullmatch(
+        r"left out: .*cut\.jpg: expected a complete image.*\nleft out as no pictures: 1 \.heic\n", printed.err
+    )
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "female_asian_0_faces.png",
         "male_black_0_faces.png",

@@ -57,6 +57,18 @@ def test_cues_are_independent_of_the_attributes() -> None:
     assert np.std(means) < np.quantile(spread, 0.99)
 
 
+def test_a_portrait_that_cannot_be_read_is_left_out_and_named(tmp_path, capsys, monkeypatch) -> None:
+    rows = ["file,p_male,p_white_me_latino,p_black,p_asian,age", "cut.jpg,1,1,0,0,30", "gone.jpg,0,0,1,0,60"]
+    (tmp_path / "faces.csv").write_text("\n".join(rows))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "cut.jpg").write_bytes(b"\xff\xd8\xff")
+    monkeypatch.setattr(pool, "_in_workers", lambda function, jobs: [function(*job) for job in jobs])
+    assert pool.read_sources(tmp_path) == []
+    told = capsys.readouterr().err.splitlines()
+    assert [line.startswith("left out: ") for line in told] == [True, True]
+    assert "cut.jpg: expected a complete image" in told[0] and "gone.jpg: expected an image file" in told[1]
+
+
 def test_sharpened_training_shares_give_the_table() -> None:
     scale = 1.75
     shares = world.training_shares(WORLD, scale)

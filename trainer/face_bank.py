@@ -28,12 +28,13 @@ from torch import Tensor
 
 from fair_adapter.shared.attributes import Attribute, ordered
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.shared.images import SUFFIXES, load_image
+from fair_adapter.shared.images import image_files, other_files, to_tensor
 from fair_adapter.shared.preservation import FaceBank
 from fair_adapter.shared.seeds import noise_seed
 from fair_adapter.shared.tensor_file import read_tensors, serialise, write_bytes
 from fair_adapter.trainer.instruments.observer import Observer, View, load_observer
 from fair_adapter.trainer.portrait.phrases import TRAIN
+from fair_adapter.trainer.running.pictures import open_or_note, tell_left_out
 from fair_adapter.trainer.running.processes import check_device
 from fair_adapter.trainer.running.tables import print_table
 
@@ -92,40 +93,39 @@ def picture_files(folder: Path) -> list[Path]:
     """All pictures below a folder in a fixed order. Raises FairAdapterError if there is none."""
     if not folder.is_dir():
         raise FairAdapterError(f"{folder}: expected a folder of pictures, found none; check the path")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not files:
-        raise FairAdapterError(f"{folder}: expected pictures, found none in it or in the folders within it")
-    return files
+    return image_files(folder, below=True)
 
 
 @torch.no_grad()
 def bank_from_folder(
     files: Sequence[Path], observer: Observer, certain: float = CERTAIN
 ) -> tuple[FaceBank, int]:
-    """A bank of the largest face of each picture, and how many pictures had none or did not load."""
-    features, labels, lost = [], [], 0
-    for image in _pictures(files):
-        view = None if image is None else observer.look(image[None])
-        if view is None or view.found[0] is None:
-            lost += 1
+    """A bank of the largest face of each picture, and how many pictures had none.
+
+    Those that can't be read are left out; the error stream says which and why.
+    """
+    features, labels, faceless, lost = [], [], 0, []
+    for image in _pictures(files, lost):
+        view = observer.look(image[None])
+        if view.found[0] is None:
+            faceless += 1
             continue
         features.append(view.features.cpu())
         labels.append({name: value.cpu() for name, value in certain_labels(view, certain).items()})
+    tell_left_out(lost)
     if not features:
         raise FairAdapterError(f"face bank: none of the {len(files)} pictures shows a face; use portraits")
     joined = {a.name: torch.cat([row[a.name] for row in labels]) for a in observer.attributes}
-    return FaceBank(torch.cat(features), joined), lost
+    return FaceBank(torch.cat(features), joined), faceless
 
 
-def _pictures(files: Sequence[Path]) -> Iterator[Tensor | None]:
+def _pictures(files: Sequence[Path], lost: list[str]) -> Iterator[Tensor]:
     from rich.progress import track
 
     for path in track(files, "faces", disable=not sys.stderr.isatty()):
-        try:
-            yield load_image(path)
-        except FairAdapterError as error:
-            print(f"left out: {error}", file=sys.stderr)
-            yield None
+        image = open_or_note(path, lost)
+        if image is not None:
+            yield to_tensor(image)
 
 
 # ---- from the base model
@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         files = picture_files(options.folder)
         observer = load_observer(options.classifier, device=check_device(options.device, "--device"))
-        bank, lost = bank_from_folder(files, observer, options.certain)
+        bank, faceless = bank_from_folder(files, observer, options.certain)
         write_bank(bank, options.out, observer)
     except (FairAdapterError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -216,8 +216,9 @@ def main(arguments: list[str] | None = None) -> int:
         labels = bank.labels[attribute.name]
         counts = [f"{name} {int((labels == i).sum())}" for i, name in enumerate(attribute.classes)]
         rows.append([attribute.name, ", ".join(counts), str(int((labels < 0).sum()))])
-    print_table(["attribute", "faces", "uncertain"], rows, f"{len(bank.features)} faces, {lost} without")
+    print_table(["attribute", "faces", "uncertain"], rows, f"{len(bank.features)} faces, {faceless} without")
     print(f"wrote {options.out}")
+    tell_left_out([], other_files(options.folder, below=True))
     return 0
 
 

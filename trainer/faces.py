@@ -5,7 +5,8 @@
 Prints a table (file, face, what was read with its probability, what is uncertain) and writes copies with
 boxes and bars into DIR, for several pictures also `overview.png` with the shares and their intervals. Only
 the largest face of a picture is read, as in training, unless --all-faces is given. Inputs are never
-overwritten. Exit code 2 and one line on bad input; a folder goes on past pictures that can't be read.
+overwritten. Exit code 2 and one line on bad input; a folder goes on past pictures that can't be read, and the
+end says which and why.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from PIL import Image
 from fair_adapter.shared.bar_grid import draw_grid
 from fair_adapter.shared.bars import CERTAIN, FaceBars, draw_faces, resized
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.shared.images import image_files, open_image, to_tensor
+from fair_adapter.shared.images import image_files, other_files, to_tensor
 from fair_adapter.shared.reader import FaceReader, PictureReading
+from fair_adapter.trainer.running.pictures import open_or_note, tell_left_out
 from fair_adapter.trainer.running.processes import check_device
 from fair_adapter.trainer.running.tables import print_table
 
@@ -93,19 +95,17 @@ def run(options: argparse.Namespace) -> int:
     tiles: list[tuple[Image.Image, list[FaceBars]]] = []
     bad: list[str] = []
     for path in files:
-        try:
-            image = open_image(path)
-        except FairAdapterError as error:
-            bad.append(str(error))
+        image = open_or_note(path, bad)
+        if image is None:
             continue
         reading = reader.examine(to_tensor(image)[None])[0]
         draw_faces(image, reading.faces).save(targets[path])
         rows += table_rows(path.name, reading, names)
         if len(tiles) < OVERVIEW:
             tiles.append(resized(image, reading.faces, TILE, enlarge=False))
-    for line in bad:
-        print(f"error: {line}", file=sys.stderr)
     if not rows:
+        for line in bad:
+            print(f"error: {line}", file=sys.stderr)
         return 2
     print_table(["file", "face", *names, "uncertain"], rows, f"classifier {reader.classifier.identity}")
     if len(files) > 1:
@@ -114,6 +114,7 @@ def run(options: argparse.Namespace) -> int:
         pictures, readings = zip(*tiles)
         draw_grid(pictures, readings, reader.attributes, title=title).save(options.out / "overview.png")
     print(f"{len(files) - len(bad)} of {len(files)} pictures read; copies with bars in {options.out}")
+    tell_left_out(bad, other_files(options.path))
     return 0
 
 

@@ -39,7 +39,8 @@ from fair_adapter.shared.classifiers import AttributeClassifier, ClassifierModul
 from fair_adapter.shared.classifiers.base import CALIBRATION
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import FaceDetector, align_largest
-from fair_adapter.shared.images import load_image
+from fair_adapter.shared.images import to_tensor
+from fair_adapter.trainer.running.pictures import open_or_note, tell_left_out
 from fair_adapter.trainer.running.tables import print_table
 
 GRID = np.exp(np.linspace(np.log(0.2), np.log(10.0), 393))  # temperatures, 1% apart
@@ -206,8 +207,12 @@ def read_logits(
     detector = FaceDetector()
     logits: dict[str, list[np.ndarray]] = {a.name: [] for a in classifier.attributes}
     labels: dict[str, list[int]] = {a.name: [] for a in classifier.attributes}
+    lost: list[str] = []
     for path, known in rows:
-        faces = align_largest(load_image(path)[None].to(device), detector).faces
+        image = open_or_note(path, lost)
+        if image is None:
+            continue
+        faces = align_largest(to_tensor(image)[None].to(device), detector).faces
         if not len(faces):
             continue
         with torch.no_grad():
@@ -215,6 +220,7 @@ def read_logits(
         for name, value in known.items():
             logits[name].append(outputs[name][0].double().cpu().numpy())
             labels[name].append(value)
+    tell_left_out(lost)
     return {
         name: (np.array(logits[name]), np.array(labels[name]))
         for name in logits

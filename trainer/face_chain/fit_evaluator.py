@@ -46,10 +46,11 @@ from fair_adapter.shared.classifiers.evaluator import (
 from fair_adapter.shared.classifiers.weights import WEIGHTS_FOLDER
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import FaceDetector, align_largest
-from fair_adapter.shared.images import load_image
+from fair_adapter.shared.images import to_tensor
 from fair_adapter.shared.metrics import wilson_interval
 from fair_adapter.trainer.face_chain.calibrate import Calibration, calibrate, label
 from fair_adapter.trainer.face_chain.convert_weights import fit_linear, write
+from fair_adapter.trainer.running.pictures import open_or_note, tell_left_out
 
 ATTRIBUTES = (GENDER, RACE, AGE)
 FOLDS = 10
@@ -99,12 +100,17 @@ def read_portraits(folder: Path) -> Portraits:
             f"{table}: expected the table of portraits, found none; pass the folder that has it"
         )
     detector, faces, rows = FaceDetector(), [], []
+    lost: list[str] = []
     with table.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            found = align_largest(load_image(folder / "images" / row["file"])[None], detector)
+            image = open_or_note(folder / "images" / row["file"], lost)
+            if image is None:
+                continue
+            found = align_largest(to_tensor(image)[None], detector)
             if len(found.faces):
                 faces.append(found.faces[0])
                 rows.append(row)
+    tell_left_out(lost)
     if not faces:
         raise FairAdapterError(f"{table}: expected portraits with faces, found none")
     return Portraits(torch.stack(faces), rows)

@@ -26,7 +26,7 @@ from ...shared.classifiers.default import load as load_default
 from ...shared.errors import FairAdapterError
 from ...shared.faces.alignment import align
 from ...shared.faces.detection import FaceDetector, largest
-from ...shared.images import open_image, to_rgb
+from ..running.pictures import open_or_note, tell_left_out
 from .portraits import Portrait, Source, compose, cut_out, matching_donors, pose, usable
 
 Cell = tuple[int, int, int]  # gender, race, age class indices
@@ -115,8 +115,10 @@ def load_sources(path: Path) -> list[Source]:
 def read_sources(faces: Path) -> list[Source]:
     """The usable portraits of ``faces`` (``faces.csv`` beside ``images/``), cut out, in the table's order.
 
+    A picture that is missing or can't be read is left out; the error stream says which and why.
+
     Raises:
-        FairAdapterError: the table or a picture is missing.
+        FairAdapterError: the table is missing.
     """
     table = faces / "faces.csv"
     if not table.is_file():
@@ -127,7 +129,9 @@ def read_sources(faces: Path) -> list[Source]:
     with table.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["file"] not in EXCLUDED]
     read = _in_workers(_read_source, [(faces / "images" / row["file"], _cell(row)) for row in rows])
-    return [source for source in read if source is not None]
+    found = list(read)
+    tell_left_out([source for source in found if isinstance(source, str)])
+    return [source for source in found if isinstance(source, Source)]
 
 
 def _in_workers(function: Callable, jobs: list[tuple]) -> Iterable:
@@ -145,8 +149,13 @@ def _classifier() -> DefaultClassifier:
     return load_default()
 
 
-def _read_source(path: Path, cell: Cell) -> Source | None:
-    image = np.array(to_rgb(open_image(path)))
+def _read_source(path: Path, cell: Cell) -> Source | str | None:
+    """A portrait, None for one that is of no use, or why it can't be read."""
+    lost: list[str] = []
+    picture = open_or_note(path, lost)
+    if picture is None:
+        return lost[0]
+    image = np.array(picture)
     found = _detector().detect(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)[0]
     face = largest(found, *image.shape[:2])
     if face is None:

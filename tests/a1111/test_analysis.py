@@ -1,0 +1,25 @@
+"""The tab's analysis of a folder that holds more than good pictures."""
+
+from pathlib import Path
+
+import pytest
+
+from fair_adapter.a1111_extension.service import FairService
+from fair_adapter.tests.fixture_faces import FOLDER
+
+pytest.importorskip("gradio")
+
+from fair_adapter.a1111_extension import tab
+
+
+def test_a_folder_is_read_to_its_end_and_what_is_left_out_is_said(tmp_path: Path) -> None:
+    whole = (FOLDER / "male_black_0.jpg").read_bytes()
+    (tmp_path / "person.jfif").write_bytes(whole)
+    (tmp_path / "phone.heic").write_bytes(b"")
+    for index in range(tab.TOLD + 2):
+        (tmp_path / f"a{index:02d}.jpg").write_bytes(whole[:3000])
+    service = FairService([], tmp_path / "data")
+    html, sheet = tab.analyse(service, tab.given_files(None, str(tmp_path)), "", str(tmp_path))
+    assert sheet is not None and "1 pictures" in html and "male" in html
+    assert html.count("left out: a") == tab.TOLD and "left out: a00.jpg: expected a complete image" in html
+    assert "2 more" in html and "left out as no pictures: 1 .heic" in html and str(tmp_path) not in html
