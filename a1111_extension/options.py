@@ -26,9 +26,7 @@ class Option:
     choices: tuple[Any, ...]
 
 
-def option(
-    default: Any, label: str, info: str, kind: str = "switch", choices: tuple[Any, ...] = ()
-) -> Any:
+def option(default: Any, label: str, info: str, kind: str = "switch", choices: tuple[Any, ...] = ()) -> Any:
     """A setting with what the page says of it; see `Option`."""
     metadata = {"label": label, "info": info, "kind": kind, "choices": choices}
     return field(default=default, metadata=metadata)
@@ -38,38 +36,41 @@ def option(
 class FairOptions:
     """The settings in force."""
 
-    read_final: bool = option(
-        True, "Read the faces of finished pictures", "for the panel and the statistics"
-    )
+    read_final: bool = option(True, "Read the faces of finished pictures", "for the panel and the statistics")
     panel: bool = option(True, "Panel under the gallery", "boxes, bars and shares of the last batch")
     record: bool = option(
         True, "Keep readings in the statistics", "prompt, settings and readings, on this machine"
     )
-    live_every: int = option(
-        3, "Live bars: steps between two looks", "more is cheaper", "slider", (1, 20, 1)
-    )
+    live_every: int = option(3, "Live bars: steps between two looks", "more is cheaper", "slider", (1, 20, 1))
     live_decoder: str = option(
-        "Approx NN", "Live bars: decoder",
+        "Approx NN",
+        "Live bars: decoder",
         "NN reads 512 px pictures at a quarter of their size in milliseconds; TAESD is sharper and takes "
-        "seconds on a CPU; cheap suits small pictures only", "choice", tuple(DECODERS),
+        "seconds on a CPU; cheap suits small pictures only",
+        "choice",
+        tuple(DECODERS),
     )
     live_preview: bool = option(
         True, "Live bars: draw them into the preview", "also in the progress of the API"
     )
     certain: float = option(
-        CERTAIN, "Least confidence of a certain reading", "below it a bar is hatched", "slider",
+        CERTAIN,
+        "Least confidence of a certain reading",
+        "below it a bar is hatched",
+        "slider",
         (0.5, 0.99, 0.01),
     )
     device: str = option(
         "automatic", "Where faces are read", "automatic: where the model is", "choice", DEVICES
     )
     chunk: bool = option(True, "Write readings into saved PNG files", "their own chunk 'fair_adapter'")
-    save_bars: bool = option(
-        False, "Draw boxes and bars on saved pictures", "the picture itself is changed"
-    )
+    save_bars: bool = option(False, "Draw boxes and bars on saved pictures", "the picture itself is changed")
     keep_files: int = option(
-        8, "Adapter files kept for the host", "one for each target used last, below the folders of "
-        "embeddings and Loras", "slider", (1, 64, 1),
+        8,
+        "Adapter files kept for the host",
+        "one for each target used last, below the folders of embeddings and Loras",
+        "slider",
+        (1, 64, 1),
     )
     folder: str = option(
         "", "Adapter folder", "empty: models/fair_adapters; needs a restart of the UI", "text"

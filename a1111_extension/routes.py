@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..shared.errors import FairAdapterError
+from ..shared.library import AdapterSummary
 from .monitor import LiveMonitor
 from .records import RecordFilter
 from .service import FairService
@@ -31,10 +32,12 @@ class Api:
         self.service = service
 
     def adapters(self) -> dict[str, Any]:
-        return {"adapters": [self.adapter(name) for name in self.service.library.names()]}
+        return {"adapters": [self._adapter(summary) for summary in self.service.library.summaries()]}
 
     def adapter(self, name: str) -> dict[str, Any]:
-        summary = self.service.library.summary(name)
+        return self._adapter(self.service.library.summary(name))
+
+    def _adapter(self, summary: AdapterSummary) -> dict[str, Any]:
         return {**summary.to_dict(), "error": self.service.public(summary.error)}
 
     def live(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..shared.adapter import FairnessAdapter
 from ..shared.adapter_info import BaseModel
+from ..shared.adapter_layout import AdapterOutline
 from ..shared.attributes import KNOWN, STANDARD, Attribute, TargetDistribution, ordered
 from ..shared.errors import FairAdapterError
 from ..shared.library import SHIPPED, AdapterLibrary
@@ -115,34 +116,38 @@ class FairService:
         names = self.library.names()
         if own:  # the shipped adapters are for the small portrait model, which no host has loaded
             names = [name for name in names if (self.library.folders[0] / name).is_file()]
-        return next((name for name in names if not self.library.summary(name).error), NO_ADAPTER)
+        return next((name for name in names if not self.library.entry(name).error), NO_ADAPTER)
 
     def adapter(self, name: str) -> FairnessAdapter | None:
         """The adapter of a menu entry; None for "None". Raises FairAdapterError as the library."""
         return None if name in ("", NO_ADAPTER) else self.library.load(name)
 
+    def outline(self, name: str) -> AdapterOutline | None:
+        """What the file of a menu entry tells without being loaded; None for "None". Raises as `adapter`."""
+        return None if name in ("", NO_ADAPTER) else self.library.outline(name)
+
     def attributes(self, name: str) -> tuple[Attribute, ...]:
         """What there are sliders for: the adapter's attributes, or ours without one."""
         try:
-            adapter = self.adapter(name)
+            outline = self.outline(name)
         except FairAdapterError:
             return ()
-        return tuple(ordered(STANDARD if adapter is None else adapter.targets.attributes))
+        return tuple(ordered(STANDARD if outline is None else outline.targets.attributes))
 
     def presets(self, name: str) -> dict[str, TargetDistribution]:
         """Named targets of an adapter; none if it can't be read."""
         try:
-            return presets(self.attributes(name), self.adapter(name)) if self.attributes(name) else {}
+            return presets(self.attributes(name), self.outline(name)) if self.attributes(name) else {}
         except FairAdapterError:
             return {}
 
     def default_target(self, name: str) -> str:
         """Text of the target that a freshly chosen adapter starts with."""
         try:
-            adapter = self.adapter(name)
+            outline = self.outline(name)
         except FairAdapterError:
             return ""
-        default = adapter.targets.default if adapter else TargetDistribution.from_dict(
+        default = outline.targets.default if outline else TargetDistribution.from_dict(
             {a.name: "equal" for a in STANDARD}, STANDARD
         )  # fmt: skip
         return readable(default)

@@ -68,7 +68,7 @@ def _library(page: gr.Blocks, service: FairService, host: Folders | None) -> Non
     usable = service.first_choice()
     first = usable if usable != NO_ADAPTER else names[0] if names else None
     table = gr.HTML("", elem_id="fair_library_table")
-    page.load(lambda: _table(service), [], [table], queue=False)  # reads every file: not at the host's start
+    page.load(lambda: _table(service), [], [table], queue=False)  # reads all headers: not at the host's start
     with gr.Row():
         chosen = gr.Dropdown(names, value=first, label="Adapter", elem_id="fair_library_choice")
         refresh = gr.Button("Refresh", elem_id="fair_library_refresh", scale=0, min_width=120)
@@ -120,16 +120,11 @@ def export_native(
 
 
 def _table(service: FairService) -> str:
-    return views.library_table([service.library.summary(name) for name in service.library.names()])
+    return views.library_table(service.library.summaries())
 
 
 def _card(service: FairService, name: str | None) -> str:
-    if not name:
-        return ""
-    try:
-        return views.adapter_card(service.library.summary(name))
-    except FairAdapterError as error:
-        return views.message([str(error)], "error")
+    return views.adapter_card(service.library.entry(name)) if name else ""
 
 
 def _default(service: FairService, name: str | None) -> str:

@@ -16,6 +16,7 @@ from ..shared.attributes import Attribute, TargetDistribution, ordered, spelled
 from ..shared.bar_grid import hex_colour
 from ..shared.bars import FaceBars, draw_faces, resized
 from ..shared.drawing import data_url
+from ..shared.evaluation import ADAPTED, ORIGINAL, Figures, figures
 from ..shared.library import AdapterSummary
 from ..shared.statistics import FairnessStatistics, ShareRow
 
@@ -206,34 +207,26 @@ def adapter_card(summary: AdapterSummary) -> str:
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> str:
     """Bias before and after as the trainer measured it; nothing if the file holds no such figures."""
-    original, adapted = evaluation.get("original"), evaluation.get("adapter")
-    if not isinstance(original, Mapping):
+    original, adapted = figures(evaluation, ORIGINAL), figures(evaluation, ADAPTED)
+    if not original:
         return '<p class="fair-soft">The file holds no measurement.</p>'
     rows = []
     for name, before in original.items():
-        after = adapted.get(name) if isinstance(adapted, Mapping) else None
-        if isinstance(before, Mapping) and "bias" in before:
-            floor = before.get("floor")
-            cells = (_bias(before), _bias(after), f"{floor:.2f}" if isinstance(floor, (int, float)) else "")
-            label = str(name).replace("_x_", " x ")
+        if before.bias is not None:
+            floor = f"{before.floor:.2f}" if before.floor is not None else ""
+            cells = (_bias(before), _bias(adapted.get(name)), floor)
+            label = name.replace("_x_", " x ")
             rows.append(f"<tr><th>{escape(label)}</th>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
     heads = ("bias", "base model", "with the adapter", "a fair model scores")
     head = "".join(f"<th>{h}</th>" for h in heads)
     return f'<table class="fair-table fair-evaluation"><tr>{head}</tr>{"".join(rows)}</table>' if rows else ""
 
 
-def _bias(figures: Any) -> str:
-    if not isinstance(figures, Mapping) or not isinstance(figures.get("bias"), (int, float)):
+def _bias(measured: Figures | None) -> str:
+    if measured is None or measured.bias is None:
         return ""
-    interval = figures.get("ci95")
-    text = f"{figures['bias']:.2f}"
-    if (
-        isinstance(interval, Sequence)
-        and len(interval) == 2
-        and all(isinstance(v, (int, float)) for v in interval)
-    ):
-        text += f" [{interval[0]:.2f}, {interval[1]:.2f}]"
-    return escape(text)
+    low_high = measured.interval
+    return f"{measured.bias:.2f}" + (f" [{low_high[0]:.2f}, {low_high[1]:.2f}]" if low_high else "")
 
 
 # ---- small things

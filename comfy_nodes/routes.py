@@ -61,21 +61,17 @@ async def adapters(request: web.Request) -> web.Response:
 async def adapter(request: web.Request) -> web.Response:
     """What a file says about itself, or in "error" why it can't be used: ?name=."""
     name = request.query.get("name", "")
-    try:
-        summary = await _off_loop(host.library().summary, name)
-    except FairAdapterError as error:  # no such file: told in the panel, not in the browser's console
-        return web.json_response({"name": name[:200], "error": str(error)})
-    return web.json_response(texts.summary_dict(summary))
+    return web.json_response(await _off_loop(lambda: texts.summary_dict(host.library().entry(name))))
 
 
 async def target(request: web.Request) -> web.Response:
     """What a target text means: ?text=&preset=&adapter= (the last two may be left out)."""
     text, preset, name = (request.query.get(key, "") for key in ("text", "preset", "adapter"))
     try:
-        loaded = await _off_loop(host.library().load, name) if name else None
+        known = await _off_loop(host.library().outline, name) if name else None
     except FairAdapterError:  # its own panel tells; the sliders work without it
-        loaded = None
-    return web.json_response(targets.target_dict(text, preset or targets.OWN, loaded))
+        known = None
+    return web.json_response(targets.target_dict(text, preset or targets.OWN, known))
 
 
 async def statistics(request: web.Request) -> web.Response:

@@ -6,24 +6,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..shared.adapter import FairnessAdapter
+from ..shared.adapter_layout import AdapterOutline
 from ..shared.attributes import KNOWN, STANDARD, Attribute, TargetDistribution, spelled
 from ..shared.bar_grid import hex_colour
 from ..shared.errors import FairAdapterError
 from ..shared.presets import presets
 
+Described = FairnessAdapter | AdapterOutline  # either knows what it can be asked for
 OWN = "sliders or text"  # the preset that is none
 PRESETS = (OWN, "equal", "75/25", "as trained", "as the base model does")
 DEFAULT = "gender=female:50,male:50;race=equal"
 
 
-def known_attributes(adapter: FairnessAdapter | None) -> tuple[Attribute, ...]:
+def known_attributes(adapter: Described | None) -> tuple[Attribute, ...]:
     """Those that a target may name: the adapter's, then ours that it does not have."""
     own = adapter.targets.attributes if adapter is not None else ()
     names = {a.name for a in own}
     return (*own, *(a for a in KNOWN if a.name not in names))
 
 
-def choose(text: str, preset: str, adapter: FairnessAdapter | None) -> TargetDistribution:
+def choose(text: str, preset: str, adapter: Described | None) -> TargetDistribution:
     """The target of a text, or of a preset over the adapter's attributes (without one: those of the text).
 
     Raises FairAdapterError for a text that does not read, and for a preset that needs an adapter.
@@ -72,7 +74,7 @@ def groups(text: str, attributes: Sequence[Attribute]) -> list[dict[str, Any]]:
     return found
 
 
-def target_dict(text: str, preset: str, adapter: FairnessAdapter | None) -> dict[str, Any]:
+def target_dict(text: str, preset: str, adapter: Described | None) -> dict[str, Any]:
     """Everything that the sliders show. An error is told in "error" beside what is known without the text."""
     attributes = known_attributes(adapter)
     table: dict[str, Any] = {

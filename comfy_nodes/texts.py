@@ -8,6 +8,7 @@ from typing import Any
 from ..shared.adapter import FairnessAdapter
 from ..shared.attributes import CROSS, TargetDistribution, ordered_figures
 from ..shared.bars import FaceBars
+from ..shared.evaluation import ADAPTED, ORIGINAL, figures
 from ..shared.library import AdapterSummary
 from ..shared.statistics import FairnessStatistics
 
@@ -49,27 +50,15 @@ def trained_for(summary: AdapterSummary) -> str:
 
 def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
     """ "gender bias .67 -> .16 (floor .08, 96 faces a prompt)" for each attribute that was measured."""
-    before, after = evaluation.get("original"), evaluation.get("adapter")
+    before, after = figures(evaluation, ORIGINAL), figures(evaluation, ADAPTED)
     lines = []
-    named = {str(name): _figure(after, name) for name in after} if isinstance(after, Mapping) else {}
-    measured = {name: figures for name, figures in named.items() if figures is not None}
+    measured = {name: found for name, found in after.items() if found.bias is not None}
     for name in ordered_figures(measured):
-        new = measured[name]
-        old = _figure(before, name)
-        change = f"{new['bias']:.2f}" if old is None else f"{old['bias']:.2f} -> {new['bias']:.2f}"
-        floor = f" (a fair model scores {new['floor']:.2f})" if _number(new.get("floor")) else ""
-        lines.append(f"{' x '.join(name.split(CROSS))} bias {change}{floor}")
+        new, old = measured[name], before.get(name)
+        before_it = "" if old is None or old.bias is None else f"{old.bias:.2f} -> "
+        floor = f" (a fair model scores {new.floor:.2f})" if new.floor is not None else ""
+        lines.append(f"{' x '.join(name.split(CROSS))} bias {before_it}{new.bias:.2f}{floor}")
     return lines
-
-
-def _figure(table: object, name: str) -> Mapping[str, Any] | None:
-    """The figures of an attribute, if the file holds any: its evaluation may be of any form."""
-    figures = table.get(name) if isinstance(table, Mapping) else None
-    return figures if isinstance(figures, Mapping) and _number(figures.get("bias")) else None
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def summary_dict(summary: AdapterSummary) -> dict[str, Any]:

@@ -22,29 +22,28 @@ in its name, and in silence loads nothing of one that has others: `fair.target` 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from . import lora, soft_prompt
 from .adapter_info import ENTRY, STRENGTHS, AdapterInfo, BaseModel, public_metadata
+from .adapter_layout import (
+    VECTOR,
+    check_layouts,
+    layouts_of,
+    lora_layers,
+    read_outline,
+    soft_encoders,
+    wrong,
+)
 from .adapter_target import TargetSpace
 from .attributes import TargetDistribution
 from .errors import FairAdapterError
-from .tensor_file import TensorFile, read_metadata, read_tensors, serialise, write_bytes
-
-VECTOR = "fair.target"
-MAX_TOKENS = 64  # of 75 that a prompt has; the rest is left to the words
-_LAYER = r"lora_[a-z][a-z0-9]*_\w+"
-_LORA_KEY = re.compile(rf"({_LAYER})(\.lora_down\.weight|\.lora_up\.weight|\.alpha)")
-_GATE_KEY = re.compile(rf"fair\.gate\.({_LAYER})")
-_SOFT_KEY = re.compile(r"fair\.(soft|soft_target|soft_neutral)\.([a-z][a-z0-9_]*)")
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+from .tensor_file import TensorFile, read_tensors, serialise, write_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +83,8 @@ class FairnessAdapter:
     source: str = "adapter"
 
     def __post_init__(self) -> None:
-        _check_tensors(self.tensors, self.targets.dimension, self.source)
-        widths = self.info.base.widths
-        for name in self.encoders:
-            if widths and name not in widths:
-                _wrong(self.source, f"soft tokens for {' or '.join(widths)}", f"'fair.soft.{name}'")
+        check_layouts(layouts_of(self.tensors), self.info, self.source)
+        _check_numbers(self.tensors, self.source)
 
     # ---- what it is
 
@@ -105,14 +101,12 @@ class FairnessAdapter:
     @property
     def encoders(self) -> tuple[str, ...]:
         """Text encoders that get soft tokens."""
-        keys = sorted(key for key in self.tensors if key.startswith("fair.soft."))
-        return tuple(key.removeprefix("fair.soft.") for key in keys)
+        return soft_encoders(self.tensors)
 
     @property
     def layers(self) -> dict[str, tuple[int, int]]:
         """kohya name -> (out, in) of the layers with a LoRA."""
-        names = lora.lora_names(self.tensors)
-        return {n: (len(self.tensors[n + lora.UP]), self.tensors[n + lora.DOWN].shape[1]) for n in names}
+        return lora_layers(layouts_of(self.tensors))
 
     # ---- what it does
 
@@ -167,22 +161,17 @@ class FairnessAdapter:
     @classmethod
     def read(cls, path: Path | str) -> FairnessAdapter:
         """Raises FairAdapterError for whatever is not a complete, undamaged fairness adapter."""
+        info = read_outline(path).info  # what is wrong with names and shapes shows before anything is read
         file = read_tensors(path, "fairness adapter", required=ENTRY)
-        info = AdapterInfo.from_json(file.metadata[ENTRY], str(path))
         _check_hash(file, str(path))
         _check_vector(file.tensors.pop(VECTOR, None), info.targets, str(path))
         return cls(info, file.tensors, str(path))
 
     @staticmethod
     def read_info(path: Path | str) -> AdapterInfo:
-        """What the file says about itself, without its tensors: for lists. Raises as `read`."""
-        metadata = read_metadata(path, "fairness adapter")
-        if ENTRY not in metadata:
-            raise FairAdapterError(
-                f"{path}: expected a fairness adapter, found a file without the metadata entry '{ENTRY}'; "
-                "choose another file"
-            )
-        return AdapterInfo.from_json(metadata[ENTRY], str(path))
+        """What the file says about itself, from its header alone: for lists (see `read_outline`, which tells
+        what it is made of, too). Raises as `read`, but for wrong numbers in the tensors."""
+        return read_outline(path).info
 
     def write(self, path: Path | str, overwrite: bool = False) -> Path:
         """Write the file atomically; equal adapters give equal bytes.
@@ -232,58 +221,13 @@ def _check_vector(stored: Tensor | None, targets: TargetSpace, source: str) -> N
     expected = targets.vector_of_default()
     if stored.shape != expected.shape or not torch.allclose(stored.float(), expected, rtol=0, atol=1e-6):
         found = f"the vector of another, {[round(x, 4) for x in stored.reshape(-1)[:8].tolist()]}"
-        _wrong(source, f"tensors for the default target {targets.default.to_text()}", found)
+        wrong(source, f"tensors for the default target {targets.default.to_text()}", found)
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], dimension: int, source: str) -> None:
-    """Every key known, every part complete, every shape consistent, every number finite."""
-    if not tensors:
-        raise FairAdapterError(f"{source}: expected a LoRA or soft tokens, found no tensor; export it again")
+def _check_numbers(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Every number finite, every alpha positive."""
     for key, value in tensors.items():
-        known = any(pattern.fullmatch(key) for pattern in (_LORA_KEY, _GATE_KEY, _SOFT_KEY))
-        if not known:
-            _wrong(source, "tensors of a fairness adapter", f"'{key[:120]}'")
-        if value.dtype not in _DTYPES:
-            _wrong(source, f"'{key}' in float32 or float16", str(value.dtype))
         if not torch.isfinite(value).all():
-            _wrong(source, f"finite numbers in '{key}'", "NaN or infinity")
-        name = _LORA_KEY.fullmatch(key)
-        if name:
-            _check_lora(tensors, name[1], dimension, source)
-        elif key.startswith(lora.GATE) and key.removeprefix(lora.GATE) + lora.DOWN not in tensors:
-            _wrong(source, f"the LoRA layer of '{key}'", "none")
-        elif key.startswith("fair.soft"):
-            _check_soft(tensors, key.rpartition(".")[2], dimension, source)
-
-
-def _check_lora(tensors: Mapping[str, Tensor], name: str, dimension: int, source: str) -> None:
-    parts = [tensors.get(name + part) for part in (lora.DOWN, lora.UP, lora.ALPHA)]
-    down, up, alpha = parts
-    if down is None or up is None or alpha is None:
-        missing = next(p for p, value in zip((lora.DOWN, lora.UP, lora.ALPHA), parts) if value is None)
-        _wrong(source, f"'{name}{missing}'", "none")
-    if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1] or not down.numel() or not up.numel():
-        found = f"{tuple(down.shape)} and {tuple(up.shape)}"
-        _wrong(source, f"'{name}' as down (rank, in) and up (out, rank)", found)
-    if alpha.numel() != 1 or float(alpha) <= 0:
-        _wrong(source, f"one positive number in '{name}.alpha'", f"{alpha.reshape(-1)[:3].tolist()}")
-    gate = tensors.get(lora.GATE + name)
-    if gate is not None and tuple(gate.shape) != (dimension, len(down)):
-        _wrong(source, f"'{lora.GATE}{name}' of shape {(dimension, len(down))}", f"{tuple(gate.shape)}")
-
-
-def _check_soft(tensors: Mapping[str, Tensor], encoder: str, dimension: int, source: str) -> None:
-    value = tensors.get(f"fair.soft.{encoder}")
-    if value is None:
-        _wrong(source, f"'fair.soft.{encoder}'", "none")
-    if value.ndim != 2 or not 1 <= len(value) <= MAX_TOKENS or not value.shape[1]:
-        _wrong(source, f"'fair.soft.{encoder}' of 1 to {MAX_TOKENS} tokens", f"shape {tuple(value.shape)}")
-    shapes = {"soft_target": (dimension, *value.shape), "soft_neutral": tuple(value.shape)}
-    for part, shape in shapes.items():
-        other = tensors.get(f"fair.{part}.{encoder}")
-        if other is not None and tuple(other.shape) != shape:
-            _wrong(source, f"'fair.{part}.{encoder}' of shape {shape}", f"{tuple(other.shape)}")
-
-
-def _wrong(source: str, expected: str, found: str) -> NoReturn:
-    raise FairAdapterError(f"{source}: expected {expected}, found {found}; export it again")
+            wrong(source, f"finite numbers in '{key}'", "NaN or infinity")
+        if key.endswith(lora.ALPHA) and float(value) <= 0:
+            wrong(source, f"one positive number in '{key}'", f"{float(value)}")

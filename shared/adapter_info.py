@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from .adapter_target import TargetSpace
-from .errors import FairAdapterError
+from .entry import name_of, object_of, read_object, text_of, whole
+from .errors import FairAdapterError, one_line
+from .limits import MAX_PARTS, MAX_WIDTH, MAX_WORD
 from .tensor_file import payload_hash, serialise
 
 ENTRY = "fair_adapter"
@@ -123,6 +125,7 @@ class AdapterInfo:
     targets: default target, kind of coordinates, trained range.
     classifier: `identity` of the classifier of training.
     prompts, evaluation, configuration: JSON objects: what it was trained on, measured as and set to.
+        Of finite numbers, but of any form: `evaluation.figures` reads what can be shown.
     created: date in ISO form.
     """
 
@@ -139,7 +142,10 @@ class AdapterInfo:
     created: str = ""
 
     def to_json(self) -> str:
-        """The entry `fair_adapter`. Raises FairAdapterError for what JSON cannot hold, such as NaN."""
+        """The entry `fair_adapter`.
+
+        Raises FairAdapterError for what JSON cannot hold, such as NaN, and what `from_json` would refuse.
+        """
         base = self.base
         table: dict[str, Any] = {
             "format": FORMAT,
@@ -154,73 +160,67 @@ class AdapterInfo:
             **self.targets.to_dict(),
         }
         table |= {key: dict(getattr(self, key)) for key in _TABLES}
-        table |= {key: getattr(self, key) for key in _TEXTS}
+        table |= {key: getattr(self, key) for key in (*_NAMES, *_TEXTS)}
         try:
-            return json.dumps(table, allow_nan=False, ensure_ascii=False)
-        except (TypeError, ValueError) as error:
+            text = json.dumps(table, allow_nan=False, ensure_ascii=False)
+            _read(text)
+            return text
+        except (TypeError, ValueError, RecursionError) as error:
             raise FairAdapterError(
-                f"adapter {self.name!r}: metadata that JSON cannot hold ({error})"
+                f"adapter {one_line(repr(self.name), 80)}: metadata that JSON cannot hold "
+                f"({one_line(error, 300)})"
             ) from error
 
     @classmethod
     def from_json(cls, text: str, source: str) -> AdapterInfo:
-        """The reverse of `to_json`.
+        """The reverse of `to_json`: typed, finite and within the limits of `limits`.
 
         Raises FairAdapterError if it is no such object or of another format.
         """
         try:
-            table = json.loads(text, parse_constant=_no_constant)
-            if not isinstance(table, dict):
-                raise TypeError(f"a {type(table).__name__} instead of an object")
-            if table.get("format") != FORMAT:
-                raise FairAdapterError(
-                    f"{source}: expected adapter format {FORMAT}, found {str(table.get('format'))[:40]!r}; "
-                    "update Fair Adapter"
-                )
-            base = table["base"]
-            widths = {str(part): int(width) for part, width in base.get("widths", {}).items()}
-            names = base.get("names")
-            model = BaseModel(
-                _text(base, "name"),
-                _text(base, "architecture"),
-                widths,
-                _text(base, "hash", ""),
-                None if names is None else _family_names(names),
-            )
-            tables = {key: dict(table.get(key, {})) for key in _TABLES}
-            rest: dict[str, Any] = {**tables, **{key: _text(table, key, "") for key in _TEXTS}}
-            return cls(_text(table, "name"), model, TargetSpace.from_dict(table), **rest)
+            return _read(text)
         except FairAdapterError as error:
-            raise FairAdapterError(_prefixed(error, source)) from error
+            raise FairAdapterError(f"{source}: {one_line(error, 400)}") from error
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
-            found = " ".join(repr(error).split())[:200]
             raise FairAdapterError(
-                f"{source}: expected a complete metadata entry '{ENTRY}', found {found}; export it again"
+                f"{source}: expected a complete metadata entry '{ENTRY}', found {one_line(repr(error))}; "
+                "export it again"
             ) from error
 
 
 _TABLES = ("prompts", "evaluation", "configuration")
-_TEXTS = ("classifier", "description", "author", "licence", "created")
+_NAMES = ("classifier", "created")
+_TEXTS = ("description", "author", "licence")
 
 
-def _text(table: Mapping[str, Any], key: str, default: str | None = None) -> str:
-    value = table[key] if default is None else table.get(key, default)
-    if not isinstance(value, str):
-        raise TypeError(f"{key}: expected a text, found {type(value).__name__}")
-    return value
+def _read(text: str) -> AdapterInfo:
+    table = read_object(text)
+    if table.get("format") != FORMAT:
+        found = one_line(table.get("format"), 40)
+        raise FairAdapterError(f"expected adapter format {FORMAT}, found {found!r}; update Fair Adapter")
+    rest: dict[str, Any] = {key: object_of(table, key) for key in _TABLES}
+    rest |= {key: name_of(table, key, "") for key in _NAMES} | {key: text_of(table, key) for key in _TEXTS}
+    return AdapterInfo(
+        name_of(table, "name"), _base_model(object_of(table, "base")), TargetSpace.from_dict(table), **rest
+    )
+
+
+def _base_model(table: Mapping[str, Any]) -> BaseModel:
+    widths, names = object_of(table, "widths"), table.get("names")
+    if len(widths) > MAX_PARTS or any(len(part) > MAX_WORD for part in widths):
+        raise ValueError(f"widths: expected at most {MAX_PARTS} parts with short names, found {len(widths)}")
+    return BaseModel(
+        name_of(table, "name"),
+        name_of(table, "architecture"),
+        {part: whole(width, f"width of {part}", MAX_WIDTH) for part, width in widths.items()},
+        name_of(table, "hash", ""),
+        None if names is None else _family_names(object_of(table, "names")),
+    )
 
 
 def _family_names(table: Mapping[str, Any]) -> FamilyNames:
     flags = {key: table.get(key, False) is True for key in ("v2", "peft")}
-    return FamilyNames(_text(table, "modelspec"), _text(table, "kohya"), **flags)
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _prefixed(error: FairAdapterError, source: str) -> str:
-    return str(error) if str(error).startswith(source) else f"{source}: {error}"
+    return FamilyNames(name_of(table, "modelspec"), name_of(table, "kohya"), **flags)
 
 
 # ---- metadata of other programs

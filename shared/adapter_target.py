@@ -7,7 +7,6 @@ default target, one per cell of the joint table ("cells": any target) or one per
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,12 +16,13 @@ import torch
 from torch import Tensor
 
 from .attributes import KNOWN, Attribute, TargetDistribution
+from .entry import is_number, list_of, object_of
 from .errors import FairAdapterError
+from .limits import MAX_ATTRIBUTES, MAX_CELLS, MAX_RANGES
 
 Vector = Literal["cells", "marginals"]
 Range = Mapping[str, Mapping[str, tuple[float, float]]]
 NOISE = 1e-6  # shares nearer than this are the same
-MAX_CELLS = 4096  # of a joint table that a file may ask for
 TOLERANCE = 1e-4  # of a share against the limits of a range
 
 
@@ -57,8 +57,12 @@ class TargetSpace:
             self.default.as_vector(self.vector)
         elif self.trained:
             raise FairAdapterError("target range: a fixed adapter has none")
+        if len(self.trained) > MAX_RANGES:
+            raise FairAdapterError(
+                f"target range: expected at most {MAX_RANGES} of them, found {len(self.trained)}"
+            )
         for names, limits in self.trained.items():
-            cells = self._cells(names)
+            cells = dict.fromkeys(self._cells(names))
             for cell, (low, high) in limits.items():
                 if cell not in cells or not 0 <= low <= high <= 1:
                     raise FairAdapterError(
@@ -154,8 +158,10 @@ class TargetSpace:
 
     def _cells(self, names: str) -> list[str]:
         """Joint classes of "a*b" in the order of `marginal("a", "b")`."""
-        cells = [""]
-        for name in names.split("*"):
+        cells, parts = [""], names.split("*")
+        if len(set(parts)) < len(parts):
+            raise FairAdapterError(f"target range {names}: expected different attributes")
+        for name in parts:
             classes = self.default.attribute(name).classes
             cells = [f"{cell}*{c}" if cell else c for cell in cells for c in classes]
         return cells
@@ -177,18 +183,28 @@ class TargetSpace:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> TargetSpace:
         """Raises FairAdapterError for wrong shares, KeyError, TypeError or ValueError for another form."""
-        attributes = tuple(Attribute(a["name"], tuple(a["classes"])) for a in table["attributes"])
-        if math.prod(len(a) for a in attributes) > MAX_CELLS:
-            raise ValueError(f"more than {MAX_CELLS} joint classes")
-        target = table["target"]
+        attributes = _attributes(list_of(table, "attributes"))
+        target = object_of(table, "target")
         if target["vector"] not in (None, "cells", "marginals"):
             raise ValueError(f"target vector {target['vector']!r}")
-        trained = {
-            str(names): {str(c): (float(low), float(high)) for c, (low, high) in limits.items()}
-            for names, limits in target.get("range", {}).items()
-        }
-        default = TargetDistribution.from_dict(target["default"], attributes)
+        trained = {names: _limits(limits) for names, limits in object_of(target, "range").items()}
+        default = TargetDistribution.from_dict(object_of(target, "default"), attributes)
         if set(default.attributes) != set(attributes):
             raise ValueError(f"a default target over {default.names} alone")
         joint = default.marginal(*(a.name for a in attributes))  # JSON objects have no order, axes do
         return cls(TargetDistribution(attributes, joint), target["vector"], trained)  # type: ignore[arg-type]
+
+
+def _attributes(entries: list[Any]) -> tuple[Attribute, ...]:
+    if len(entries) > MAX_ATTRIBUTES:
+        raise ValueError(f"more than {MAX_ATTRIBUTES} attributes or {MAX_CELLS} joint classes")
+    return tuple(Attribute(entry["name"], tuple(list_of(entry, "classes"))) for entry in entries)
+
+
+def _limits(table: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    limits = {}
+    for name, pair in table.items():
+        if not isinstance(pair, list) or len(pair) != 2 or not all(is_number(value) for value in pair):
+            raise ValueError(f"range of {name}: expected two numbers")
+        limits[name] = (float(pair[0]), float(pair[1]))
+    return limits

@@ -16,6 +16,7 @@ Attributes that are not joined by "*" are independent of each other.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +25,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .errors import FairAdapterError
-from .shares import RESOLUTION, block_table, canonical, nearest, position, read_shares, write_shares
+from .errors import FairAdapterError, one_line
+from .limits import MAX_CLASSES, MAX_WORD
+from .shares import (
+    RESOLUTION,
+    Block,
+    block_table,
+    canonical,
+    check_axes,
+    nearest,
+    position,
+    read_shares,
+    write_block,
+)
 
-_WORD = re.compile(r"[a-z0-9][a-z0-9 _\-]*")
+_WORD = re.compile(r"[a-z0-9](?:[a-z0-9 _\-]*[a-z0-9_\-])?")  # parsing a target strips outer blanks
 
 
 Colour = tuple[int, int, int]  # RGB, 0 to 255
@@ -51,7 +63,8 @@ class ClassLook:
 class Attribute:
     """A perceived attribute and its classes in canonical order, e.g. gender: female, male.
 
-    Names and classes are lower-case words (letters, digits, blank, "_" and "-").
+    Names and classes are lower-case words (letters, digits, "_", "-", blanks within) of up to MAX_WORD
+    characters; there are at most MAX_CLASSES classes. Raises FairAdapterError for others.
     looks: one for each class; by default those of `TABLE`, and the colours in turn for classes it lacks.
         Attributes of the same name and classes are equal however they look.
     """
@@ -62,18 +75,24 @@ class Attribute:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
+        name = one_line(repr(self.name), 80)
+        if len(self.classes) > MAX_CLASSES:
+            raise FairAdapterError(
+                f"attribute {name}: expected at most {MAX_CLASSES} classes, found {len(self.classes)}"
+            )
         for word in (self.name, *self.classes):
-            if not isinstance(word, str) or not _WORD.fullmatch(word):
+            if not isinstance(word, str) or len(word) > MAX_WORD or not _WORD.fullmatch(word):
                 raise FairAdapterError(
-                    f"attribute {self.name!r}: {word!r} is not a lower-case word of letters, digits, ' _-'"
+                    f"attribute {name}: {one_line(repr(word), 80)} is not a lower-case word of letters, "
+                    f"digits, ' _-', without outer blanks and of at most {MAX_WORD} characters"
                 )
         if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise FairAdapterError(f"attribute {self.name!r}: classes must be distinct and at least one")
+            raise FairAdapterError(f"attribute {name}: classes must be distinct and at least one")
         if not self.looks:
             looks = tuple(class_look(self.name, label, i) for i, label in enumerate(self.classes))
             object.__setattr__(self, "looks", looks)
         if len(self.looks) != len(self.classes):
-            raise FairAdapterError(f"attribute {self.name!r}: expected one look for each class")
+            raise FairAdapterError(f"attribute {name}: expected one look for each class")
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -203,9 +222,7 @@ class TargetDistribution:
 
     def __post_init__(self) -> None:
         attributes = tuple(self.attributes)
-        names = [a.name for a in attributes]
-        if not names or len(set(names)) != len(names):
-            raise FairAdapterError(f"target: needs one or more different attributes, found {names}")
+        check_axes(attributes)
         object.__setattr__(self, "attributes", attributes)
         object.__setattr__(self, "shares", canonical(self.shares, attributes))
 
@@ -244,6 +261,7 @@ class TargetDistribution:
         joint = np.ones(())
         for names, shares in table.items():
             block = [known[nearest(n.strip(), known, "attribute")] for n in names.split("*")]
+            check_axes([*axes, *block])  # before the table is made
             joint = np.multiply.outer(joint, cls(tuple(block), block_table(block, shares)).probabilities)
             axes += block
         return cls(tuple(axes), joint)  # type: ignore[arg-type]
@@ -251,7 +269,8 @@ class TargetDistribution:
     @classmethod
     def uniform(cls, attributes: Sequence[Attribute]) -> TargetDistribution:
         """Every cell of the joint table the same."""
-        cells = int(np.prod([len(a) for a in attributes]))
+        check_axes(attributes)
+        cells = math.prod(len(a) for a in attributes)
         return cls(tuple(attributes), (1.0 / cells,) * cells)
 
     # ---- views
@@ -323,10 +342,10 @@ class TargetDistribution:
         """The shortest text that `parse` (given these attributes) reads back as an equal target."""
         for joint in (False, True) if len(self.attributes) > 1 else (False,):
             for decimals in range(9):
-                text = self._text(joint, decimals)
+                blocks = self._rounded(joint, decimals)
                 try:
-                    if TargetDistribution.parse(text, self.attributes) == self:
-                        return text
+                    if self._is(blocks):
+                        return ";".join(map(write_block, blocks))
                 except FairAdapterError:
                     continue  # too few decimals: the rounded shares do not sum to 100
         raise AssertionError("8 decimals of a percentage are the resolution, so one text fits")
@@ -341,9 +360,19 @@ class TargetDistribution:
     def __str__(self) -> str:
         return self.to_text()
 
-    def _text(self, joint: bool, decimals: int) -> str:
+    def _rounded(self, joint: bool, decimals: int) -> list[Block]:
+        """The blocks of the text with percentages of so many decimals: one of all attributes, or one each."""
         if joint:
-            cells = [("*".join(c), p) for c, p in zip(self.cells, self.shares) if p > 0]
-            return "*".join(self.names) + "=" + write_shares(cells, decimals)
-        blocks = [(a, self.marginal(a.name)) for a in self.attributes]
-        return ";".join(f"{a.name}=" + write_shares(zip(a.classes, p), decimals) for a, p in blocks)
+            return [(self.attributes, [f"{100 * p:.{decimals}f}" for p in self.shares])]
+        return [
+            ((a,), [f"{100 * p:.{decimals}f}" for p in self.marginal(a.name).tolist()])
+            for a in self.attributes
+        ]
+
+    def _is(self, blocks: Sequence[Block]) -> bool:
+        """Whether this target is what `parse` makes of these blocks. Raises FairAdapterError as it does."""
+        joint = np.ones(())
+        for attributes, numbers in blocks:
+            shares = tuple(float(number) for number in numbers)
+            joint = np.multiply.outer(joint, TargetDistribution(attributes, shares).probabilities)
+        return TargetDistribution(self.attributes, joint) == self  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")  # of terminals
+_BREAK = re.compile(r" *\n[ \n]*")  # blanks alone stay: a path may have two of them
 _REFUSED = re.compile(  # how torch 2.1, 2.4 and 2.6 on tell what `weights_only=True` does not open
     r"Unsupported (?:class|operand|global: GLOBAL)[ ]([A-Za-z_][\w.]*)|unsupported GLOBAL ([A-Za-z_][\w.]*)"
 )
@@ -21,12 +22,11 @@ class FairAdapterError(ValueError):
 def one_line(text: object, limit: int = 200) -> str:
     """A text of unknown origin on one line that every terminal, page and JSON encoder takes.
 
-    Terminal escapes go, control characters become blanks, halves of surrogate pairs question marks; at most
-    `limit` characters, a longer text ends in "...".
+    Terminal escapes go; line ends and control characters become blanks, halves of surrogate pairs question
+    marks; at most `limit` characters, a longer text ends in "...".
     """
-    plain = _ESCAPE.sub("", str(text))
-    plain = "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else " " for c in plain)
-    plain = " ".join(plain.encode("utf-8", "replace").decode().split())
+    plain = _ESCAPE.sub("", str(text)).encode("utf-8", "replace").decode()
+    plain = _BREAK.sub(" ", "".join(c if c.isprintable() else "\n" for c in plain)).strip()
     return plain if len(plain) <= limit else plain[: limit - 3].rstrip() + "..."
 
 

@@ -2,6 +2,9 @@
 
 A name is the path of a file below its folder, with "/" between folders, so that a name from the network can
 be checked: it must lie inside one of the folders. Of files with one name the first folder's wins.
+
+Lists read headers alone, and go on past a file that can't be read: it is shown with the reason. What is
+inside the tensors is checked when the file is loaded.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .adapter import FairnessAdapter
+from .adapter_layout import AdapterOutline, read_outline
 from .attributes import Attribute
-from .errors import FairAdapterError
+from .errors import FairAdapterError, one_line
 
 SHIPPED = Path(__file__).resolve().parent / "adapters"
 SUFFIX = ".safetensors"
 KEPT = 2  # adapters; an SDXL LoRA takes hundreds of megabytes
+MAX_ERROR = 1000  # characters; file names take most of it
 _LISTED = 12  # names in an error message
 
 
@@ -28,7 +33,7 @@ _LISTED = 12  # names in an error message
 class AdapterSummary:
     """What a list shows of one file.
 
-    error: why it can't be used; then everything but `name` and `size` is empty.
+    error: why it can't be used, one line; then everything but `name` and `size` is empty.
     trained_range: {"gender": {"female": (.1, .9)}}.  evaluation: as stored by the trainer.
     tokens: soft tokens for each text encoder.  layers: layers with a LoRA.  size: bytes.
     """
@@ -61,13 +66,13 @@ class AdapterSummary:
 class AdapterLibrary:
     """Folders of adapter files; the first is the user's. Folders that don't exist are empty.
 
-    The last adapters and all summaries are kept until their file changes; safe to use from several threads.
+    The last adapters and all headers are kept until their file changes; safe to use from several threads.
     """
 
     def __init__(self, folders: Sequence[Path | str] = (SHIPPED,)) -> None:
         self.folders = tuple(Path(folder) for folder in folders)
         self._adapters: dict[Path, tuple[tuple[int, int], FairnessAdapter]] = {}
-        self._summaries: dict[Path, tuple[tuple[int, int], AdapterSummary]] = {}
+        self._outlines: dict[Path, tuple[tuple[int, int], AdapterOutline | FairAdapterError]] = {}
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
@@ -76,7 +81,7 @@ class AdapterLibrary:
         for folder in self.folders:
             # glob and not rglob, which leaves linked folders out
             paths = (Path(name) for name in glob(f"**/*{SUFFIX}", root_dir=folder, recursive=True))
-            found |= dict.fromkeys(sorted(p.as_posix() for p in paths if (folder / p).is_file()))
+            found |= dict.fromkeys(sorted(_shown(p) for p in paths if _is_file(folder / p)))
         return list(found)
 
     def path(self, name: str) -> Path:
@@ -92,9 +97,14 @@ class AdapterLibrary:
         for candidate in (plain, PurePosixPath(f"{plain}{SUFFIX}")):
             for folder in self.folders:
                 path = folder / candidate
-                if candidate.suffix == SUFFIX and path.is_file():
+                if candidate.suffix == SUFFIX and _is_file(path):
                     return path
-        stems = {other.removesuffix(SUFFIX): other for other in self.names()}
+        names = self.names()
+        if name in names:  # shown, and no file is called so
+            raise FairAdapterError(
+                f"adapter {name[:100]!r}: expected a file name in UTF-8, found other bytes; rename the file"
+            )
+        stems = {other.removesuffix(SUFFIX): other for other in names}
         near = difflib.get_close_matches(name.removesuffix(SUFFIX), stems, n=1)
         hint = f"did you mean {stems[near[0]]!r}?" if near else self._choice()
         raise FairAdapterError(
@@ -114,19 +124,43 @@ class AdapterLibrary:
                 del self._adapters[next(iter(self._adapters))]
             return kept[1]
 
-    def summary(self, name: str) -> AdapterSummary:
-        """What a list shows; a damaged file gives one with `error`. Raises FairAdapterError as `path`."""
+    def outline(self, name: str) -> AdapterOutline:
+        """What the header of a file tells. Raises FairAdapterError as `path`, and as `read_outline`."""
         path = self.path(name)
         version = _version(path)
-        kept = self._summaries.get(path)
-        if kept is not None and kept[0] == version:
-            return kept[1]
-        try:  # read and let go: a list of many files must not fill the memory
-            summary = _summarise(name, version[1], FairnessAdapter.read(path))
+        kept = self._outlines.get(path)
+        if kept is None or kept[0] != version:
+            try:
+                kept = (version, read_outline(path))
+            except FairAdapterError as error:
+                kept = (version, error)
+            self._outlines[path] = kept
+        if isinstance(kept[1], FairAdapterError):
+            raise FairAdapterError(str(kept[1]))
+        return kept[1]
+
+    def summary(self, name: str) -> AdapterSummary:
+        """What a list shows of one file, from its header; a damaged file gives one with `error`.
+
+        Raises FairAdapterError as `path`.
+        """
+        path = self.path(name)
+        size = _version(path)[1]
+        try:
+            return _summarise(name, size, self.outline(name))
         except FairAdapterError as error:
-            summary = AdapterSummary(name, version[1], error=str(error))
-        self._summaries[path] = (version, summary)
-        return summary
+            return AdapterSummary(name, size, error=one_line(error, MAX_ERROR))
+
+    def entry(self, name: str) -> AdapterSummary:
+        """As `summary`; that there is no such file (any more) is told in `error`, too."""
+        try:
+            return self.summary(name)
+        except FairAdapterError as error:
+            return AdapterSummary(one_line(name), 0, error=one_line(error, MAX_ERROR))
+
+    def summaries(self) -> list[AdapterSummary]:
+        """All files, those that can't be used with the reason."""
+        return [self.entry(name) for name in self.names()]
 
     def _choice(self) -> str:
         names = self.names()
@@ -134,6 +168,19 @@ class AdapterLibrary:
             return f"put a .safetensors file into {self.folders[0]}" if self.folders else "there is no folder"
         rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         return f"there are {', '.join(names[:_LISTED])}{rest}"
+
+
+def _shown(path: Path) -> str:
+    """A name that a page and JSON can hold. Files whose names are no text (bytes that aren't UTF-8) are shown
+    with question marks, a name that no file has: choosing them says so."""
+    return path.as_posix().encode("utf-8", "replace").decode()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder that may not be entered, a name that is too long
+        return False
 
 
 def _version(path: Path) -> tuple[int, int]:
@@ -144,16 +191,9 @@ def _version(path: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-def _summarise(name: str, size: int, adapter: FairnessAdapter) -> AdapterSummary:
-    info = adapter.info
+def _summarise(name: str, size: int, outline: AdapterOutline) -> AdapterSummary:
+    info = outline.info
     trained = {n: {c: (low, high) for c, (low, high) in t.items()} for n, t in info.targets.trained.items()}
-    tokens = len(adapter.tensors[f"fair.soft.{adapter.encoders[0]}"]) if adapter.encoders else 0
-    parts = [f"{tokens} soft tokens"] if tokens else []
-    sides = {"lora_te": "text encoder", "lora_unet": "U-Net"}
-    loras = [
-        side for start, side in sides.items() if any(layer.startswith(start) for layer in adapter.layers)
-    ]
-    parts += [f"LoRA of {' and '.join(loras)} ({len(adapter.layers)} layers)"] if loras else []
     return AdapterSummary(
         name=name,
         size=size,
@@ -163,11 +203,11 @@ def _summarise(name: str, size: int, adapter: FairnessAdapter) -> AdapterSummary
         architecture=info.base.architecture,
         attributes=info.targets.attributes,
         target=info.targets.default.to_text(),
-        conditioned=adapter.conditioned,
+        conditioned=outline.conditioned,
         trained_range=trained,
-        kind=" + ".join(parts),
-        tokens=tokens,
-        layers=len(adapter.layers),
+        kind=outline.kind,
+        tokens=outline.tokens,
+        layers=len(outline.layers),
         licence=info.licence,
         author=info.author,
         created=info.created,

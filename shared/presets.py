@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from .adapter import FairnessAdapter
+from .adapter_layout import AdapterOutline
 from .attributes import Attribute, TargetDistribution
 from .errors import FairAdapterError
+from .evaluation import ORIGINAL, figures
 
 DECIMALS = 1  # of a percentage on a slider
 
@@ -48,7 +50,7 @@ def _apportion(weights: np.ndarray, total: int) -> np.ndarray:
 
 
 def presets(
-    attributes: Sequence[Attribute], adapter: FairnessAdapter | None = None
+    attributes: Sequence[Attribute], adapter: FairnessAdapter | AdapterOutline | None = None
 ) -> dict[str, TargetDistribution]:
     """Named targets over the attributes, for menus.
 
@@ -75,23 +77,22 @@ def presets(
     return found
 
 
-def base_shares(attributes: Sequence[Attribute], adapter: FairnessAdapter) -> dict[str, dict[str, float]]:
+def base_shares(
+    attributes: Sequence[Attribute], adapter: FairnessAdapter | AdapterOutline
+) -> dict[str, dict[str, float]]:
     """attribute -> class -> share that the adapter's evaluation found in the base model's pictures.
 
     Attributes whose figures are missing or do not read as shares are left out: a file holds what it likes.
     """
-    original = adapter.info.evaluation.get("original")
+    original = figures(adapter.info.evaluation, ORIGINAL)
     found: dict[str, dict[str, float]] = {}
-    if not isinstance(original, Mapping):
-        return found
     for attribute in attributes:
-        figures = original.get(attribute.name)
-        shares = figures.get("shares") if isinstance(figures, Mapping) else None
-        if not isinstance(shares, Mapping) or set(shares) != set(attribute.classes):
+        shares = original[attribute.name].shares if attribute.name in original else {}
+        if set(shares) != set(attribute.classes):
             continue
         try:
             target = TargetDistribution.from_dict({attribute.name: shares}, [attribute])
-        except (TypeError, ValueError):  # FairAdapterError is one
+        except FairAdapterError:
             continue
         found[attribute.name] = dict(zip(attribute.classes, target.shares))
     return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import FairAdapterError
+from .limits import MAX_ATTRIBUTES, MAX_CELLS
 
 if TYPE_CHECKING:
     from .attributes import Attribute
@@ -18,9 +21,33 @@ RESOLUTION = 10**10  # probabilities are multiples of 1 / RESOLUTION, so that eq
 ROUNDING = 1e-3 + 1e-9  # relative error of a sum that is taken for rounding, "33.3/33.3/33.3"
 
 
-def write_shares(cells: Iterable[tuple[str, float]], decimals: int) -> str:
-    """ "class:share,..." of (class, probability) pairs, as percentages with so many decimals."""
-    return ",".join(f"{name}:{_short(f'{100 * p:.{decimals}f}')}" for name, p in cells)
+Block = tuple[tuple["Attribute", ...], list[str]]  # attributes and a percentage for each of their cells
+
+
+def check_axes(attributes: Sequence[Attribute]) -> None:
+    """That these can be the axes of one table: different ones, and not too many cells.
+
+    Raises FairAdapterError.
+    """
+    names = [a.name for a in attributes]
+    if not names or len(set(names)) != len(names):
+        raise FairAdapterError(f"target: needs one or more different attributes, found {names[:20]}")
+    cells = math.prod(len(a) for a in attributes)
+    if len(names) > MAX_ATTRIBUTES or cells > MAX_CELLS:
+        raise FairAdapterError(
+            f"target: expected at most {MAX_ATTRIBUTES} attributes with {MAX_CELLS} joint classes, found "
+            f"{len(names)} with {cells}"
+        )
+
+
+def write_block(block: Block) -> str:
+    """ "attribute=class:share,..." of a block; joint classes that have no share are left out."""
+    attributes, numbers = block
+    cells = ("*".join(cell) for cell in itertools.product(*(a.classes for a in attributes)))
+    shares = [(cell, _short(number)) for cell, number in zip(cells, numbers)]
+    if len(attributes) > 1:
+        shares = [(cell, number) for cell, number in shares if number != "0"]
+    return "*".join(a.name for a in attributes) + "=" + ",".join(f"{c}:{number}" for c, number in shares)
 
 
 def _short(number: str) -> str:

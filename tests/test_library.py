@@ -1,12 +1,18 @@
 """Adapter folders: names, paths that cannot leave them, caching, damaged files."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fair_adapter.shared import tensor_file
+from fair_adapter.shared.adapter import FairnessAdapter
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.library import SHIPPED, AdapterLibrary
 from fair_adapter.tests.tiny_adapter import FIXED, make_adapter
@@ -111,6 +117,78 @@ def test_damaged_files_are_listed_with_the_reason(library: AdapterLibrary) -> No
     summary = library.summary("broken")
     assert "broken.safetensors: expected" in summary.error and not summary.kind
     assert "broken.safetensors" in library.names()
+
+
+def test_lists_read_headers_alone(library: AdapterLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted: bytes taken from the file, and tensors made."""
+    space = make_adapter(FIXED)
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    tensors = {**space.tensors, f"{layer}.lora_down.weight": torch.ones(3, 2**20)}
+    path = FairnessAdapter(space.info, tensors).write(library.folders[0] / "wide.safetensors")
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    taken: list[int] = []
+    opened = tensor_file._opened
+
+    class Counting:
+        def __init__(self, file: Any) -> None:
+            self.file, self.seek, self.fileno = file, file.seek, file.fileno
+
+        def read(self, size: int) -> bytes:
+            taken.append(size)
+            return self.file.read(size)
+
+        def readinto(self, buffer: memoryview) -> int:
+            taken.append(len(buffer))
+            return self.file.readinto(buffer)
+
+    @contextmanager
+    def counted(*arguments: Any) -> Iterator[Counting]:
+        with opened(*arguments) as file:
+            yield Counting(file)
+
+    monkeypatch.setattr(tensor_file, "_opened", counted)
+    for row in (library.summary("wide"), library.outline("wide"), FairnessAdapter.read_info(path)):
+        assert row
+    assert 0 < sum(taken) <= 2 * (header + 64) < path.stat().st_size / 1000
+    assert library.summary("wide").kind == "5 soft tokens + LoRA of text encoder and U-Net (2 layers)"
+    taken.clear()
+    assert library.load("wide").layers[layer] == (7, 2**20) and sum(taken) > path.stat().st_size - header
+
+
+def test_content_is_checked_when_it_is_loaded(library: AdapterLibrary) -> None:
+    path = library.path("last")
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    assert not library.summary("last").error
+    with pytest.raises(FairAdapterError, match="the file is damaged"):
+        library.load("last")
+    path.write_bytes(data[:-9])
+    assert "bytes that do not read as one" in library.summary("last").error
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["lora_transformer_transformer_blocks_0_attn_to_q"], "LoRA of transformer (1 layer)"),
+        (
+            [
+                "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+                "lora_transformer_transformer_blocks_1_attn_to_q",
+            ],
+            "LoRA of text encoder and transformer (2 layers)",
+        ),
+        (["lora_te2_text_model_encoder_layers_0_mlp_fc1"], "LoRA of text encoder (1 layer)"),
+        (["lora_prior_attn_to_q"], "LoRA (1 layer)"),
+    ],
+)
+def test_every_lora_has_a_kind(library: AdapterLibrary, names: list[str], kind: str) -> None:
+    tensors = {}
+    for name in names:
+        tensors |= {f"{name}.lora_down.weight": torch.ones(2, 4), f"{name}.lora_up.weight": torch.ones(4, 2)}
+        tensors[f"{name}.alpha"] = torch.tensor(2.0)
+    FairnessAdapter(make_adapter(FIXED).info, tensors).write(library.folders[0] / "kind.safetensors")
+    assert library.summary("kind").kind == kind
 
 
 def test_no_folder_at_all(tmp_path: Path) -> None:
