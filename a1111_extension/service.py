@@ -169,10 +169,10 @@ class FairService:
             if adapter is None:
                 self.target(name, text)
                 return views.message(["No adapter: faces are read and compared with the target."], "info")
-            notes = list(check_base(adapter, base)) if base is not None else []
+            notes = list(check_base(adapter, base)) if base is not None else list(adapter.warnings)
             notes += adapter.targets.resolve(text or None).warnings
         except FairAdapterError as error:
             return views.message([str(error)], "error")
-        summary = self.library.summary(name)
+        summary = self.library.entry(name)
         about = f"{summary.title}: {summary.kind}, made for {summary.base}"
         return views.message(notes) + views.message([about], "info")

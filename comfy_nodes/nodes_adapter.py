@@ -71,8 +71,10 @@ class LoadAdapter(io.ComfyNode):
     def execute(cls, adapter: str) -> io.NodeOutput:
         loaded = host.library().load(adapter)
         summary = host.library().summary(adapter)
-        panel = {"fair_adapter": [texts.summary_dict(summary)]}
-        return io.NodeOutput(loaded, texts.describe(summary), ui=panel)
+        for warning in loaded.warnings:
+            _log.warning("Fair Adapter: %s: %s", adapter, warning)
+        panel = {"fair_adapter": [{**texts.summary_dict(summary), "warnings": list(loaded.warnings)}]}
+        return io.NodeOutput(loaded, "\n".join([texts.describe(summary), *loaded.warnings]), ui=panel)
 
 
 class SetTarget(io.ComfyNode):

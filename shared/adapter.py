@@ -8,6 +8,8 @@
     fair.soft_neutral.<encoder>   (n, d)      where strength begins; zero if left out
     fair.target                   (K,)        the default target's vector, in files that follow the target
     metadata `fair_adapter`       JSON, see adapter_info.py
+    metadata `fair_adapter_layout`            sha256 of names, types and shapes as they were written: a file
+                                  of others was converted since, one of the same with other content is damaged
 
 t are the target coordinates (adapter_target.py), zero at the default target: all that a stock loader knows
 to read is the default target, and `at(default)` is what stands in the file, bit for bit. Encoders: clip_l,
@@ -22,6 +24,7 @@ in its name, and in silence loads nothing of one that has others: `fair.target` 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +37,7 @@ from .adapter_info import ENTRY, STRENGTHS, AdapterInfo, BaseModel, public_metad
 from .adapter_layout import (
     VECTOR,
     check_layouts,
+    layouts_hash,
     layouts_of,
     lora_layers,
     read_outline,
@@ -43,7 +47,11 @@ from .adapter_layout import (
 from .adapter_target import TargetSpace
 from .attributes import TargetDistribution
 from .errors import FairAdapterError
-from .tensor_file import TensorFile, read_tensors, serialise, write_bytes
+from .tensor_file import TensorFile, payload_hash, read_tensors, serialise, write_bytes
+
+LAYOUT = "fair_adapter_layout"
+CONVERTED = "converted or changed since it was measured: the figures in the file may not hold"
+_HASHES = ("sshs_model_hash", "modelspec.hash_sha256")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +81,7 @@ class AdapterWeights:
 @dataclass(frozen=True, eq=False)
 class FairnessAdapter:
     """info: what the file says about itself.  tensors: by their keys in the file, on the CPU.
-    source: the file, for messages.
+    source: the file, for messages.  warnings: what was noticed as it was read, one line each.
 
     Raises FairAdapterError for tensors that are missing, unknown, of a wrong shape or type, or not finite.
     """
@@ -81,6 +89,7 @@ class FairnessAdapter:
     info: AdapterInfo
     tensors: Mapping[str, Tensor]
     source: str = "adapter"
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_layouts(layouts_of(self.tensors), self.info, self.source)
@@ -137,12 +146,13 @@ class FairnessAdapter:
         )
 
     def check_base(self, found: BaseModel) -> tuple[str, ...]:
-        """That the adapter fits a loaded model; warnings if it was trained on another one of its kind.
+        """That the adapter fits a loaded model; warnings if it was trained on another one of its kind, and
+        those of the file itself.
 
         Raises FairAdapterError with reason and remedy for another architecture or width, and for a model
         that lacks a text encoder of its soft tokens.
         """
-        warnings = self.info.base.check(found, self.source)
+        warnings = (*self.warnings, *self.info.base.check(found, self.source))
         missing = [name for name in self.encoders if found.encoders and name not in found.encoders]
         if missing:
             raise FairAdapterError(
@@ -160,12 +170,13 @@ class FairnessAdapter:
 
     @classmethod
     def read(cls, path: Path | str) -> FairnessAdapter:
-        """Raises FairAdapterError for whatever is not a complete, undamaged fairness adapter."""
+        """Raises FairAdapterError for whatever is not a complete, undamaged fairness adapter. One that
+        another program converted, to float16 for example, is read with a warning."""
         info = read_outline(path).info  # what is wrong with names and shapes shows before anything is read
         file = read_tensors(path, "fairness adapter", required=ENTRY)
-        _check_hash(file, str(path))
+        warnings = _check_hash(file, str(path))
         _check_vector(file.tensors.pop(VECTOR, None), info.targets, str(path))
-        return cls(info, file.tensors, str(path))
+        return cls(info, file.tensors, str(path), warnings)
 
     @staticmethod
     def read_info(path: Path | str) -> AdapterInfo:
@@ -182,7 +193,7 @@ class FairnessAdapter:
         if self.conditioned:
             tensors[VECTOR] = self.targets.vector_of_default()
         metadata = public_metadata(self.info, tensors, self.kind, lora_ranks(tensors))
-        metadata[ENTRY] = self.info.to_json()
+        metadata |= {ENTRY: self.info.to_json(), LAYOUT: layouts_hash(layouts_of(tensors))}
         return write_bytes(path, serialise(tensors, metadata), overwrite)
 
     @property
@@ -205,13 +216,41 @@ def lora_ranks(tensors: Mapping[str, Tensor]) -> list[tuple[int, float]]:
 # ---- checks
 
 
-def _check_hash(file: TensorFile, source: str) -> None:
-    stated = file.metadata.get("sshs_model_hash")
-    if stated is not None and stated != file.payload_hash:
-        raise FairAdapterError(
-            f"{source}: expected content of sha256 {stated[:12]}, found {file.payload_hash[:12]}: the file "
-            "is damaged; download or export it again"
-        )
+def _check_hash(file: TensorFile, source: str) -> tuple[str, ...]:
+    """A warning if the content is another than what was measured: converted, or changed by other programs.
+
+    They keep the metadata or make new hashes, write them in capitals or with "0x", or leave them empty.
+    Raises FairAdapterError where nothing but damage explains other content.
+    """
+    written = file.metadata.get(LAYOUT)
+    if written and written != layouts_hash(layouts_of(file.tensors)):
+        return (CONVERTED,)
+    stated = [digits for digits in (_digits(file.metadata.get(key, "")) for key in _HASHES) if digits]
+    right = [file.payload_hash.startswith(digits) for digits in stated]
+    if all(right):
+        return ()
+    if any(right):  # another program's, which made one of them anew
+        return (CONVERTED,)
+    if payload_hash(serialise(file.tensors, {})).startswith(stated[0]):  # the same tensors in another order
+        return ()
+    if not written and all(_coarse(value) for value in file.tensors.values()):  # from before there was LAYOUT
+        return (CONVERTED,)
+    raise FairAdapterError(
+        f"{source}: expected content of sha256 {stated[0][:12]}, found {file.payload_hash[:12]}: the file is "
+        "damaged; download or export it again"
+    )
+
+
+def _digits(text: str) -> str:
+    """A hash as other programs write it, or its beginning, in plain form; empty if it is none."""
+    plain = text.strip().lower().removeprefix("0x")
+    return plain if re.fullmatch("[0-9a-f]{8,64}", plain) else ""
+
+
+def _coarse(value: Tensor) -> bool:
+    """Whether the numbers are, or once were, in half precision."""
+    half = (value.to(dtype).to(value.dtype) for dtype in (torch.float16, torch.bfloat16))
+    return any(torch.equal(value, coarser) for coarser in half)
 
 
 def _check_vector(stored: Tensor | None, targets: TargetSpace, source: str) -> None:
@@ -219,7 +258,8 @@ def _check_vector(stored: Tensor | None, targets: TargetSpace, source: str) -> N
     if stored is None:
         return
     expected = targets.vector_of_default()
-    if stored.shape != expected.shape or not torch.allclose(stored.float(), expected, rtol=0, atol=1e-6):
+    near = 1e-6 if stored.dtype in (torch.float32, torch.float64) else torch.finfo(stored.dtype).eps / 2
+    if stored.shape != expected.shape or not torch.allclose(stored.float(), expected, rtol=near, atol=1e-6):
         found = f"the vector of another, {[round(x, 4) for x in stored.reshape(-1)[:8].tolist()]}"
         wrong(source, f"tensors for the default target {targets.default.to_text()}", found)
 

@@ -39,10 +39,11 @@ class ExportedFiles:
 
 
 def hosts_note(adapter: FairnessAdapter) -> tuple[str, ...]:
-    """What to tell people about where the files work, a line or none."""
+    """What to tell people about the files: what was noticed of the adapter, and where they work."""
     if not adapter.info.base.family.peft:
-        return ()
+        return adapter.warnings
     return (
+        *adapter.warnings,
         f"files for {adapter.info.base.name} work in ComfyUI and, but for the embedding, in diffusers alone: "
         "AUTOMATIC1111 and Forge do not load them",
     )

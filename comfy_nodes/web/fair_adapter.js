@@ -35,7 +35,7 @@ function loadAdapter(node, box) {
   const show = (told) => {
     if (told.error) return box.fill(line(told.error, "fair-error"));
     const facts = el("div", "fair-facts", ...told.facts.flatMap(([key, value]) => [el("span", "", key), el("span", "", value)]));
-    box.fill(line(told.title, "fair-title"), told.description ? line(told.description) : null, facts, ...told.evaluation.map((text) => line(text)));
+    box.fill(line(told.title, "fair-title"), told.description ? line(told.description) : null, facts, ...told.evaluation.map((text) => line(text)), ...warnings(told.warnings));
   };
   onExecuted(node, ({ fair_adapter: told = [] }) => told.length && show(told.at(-1))); // the file may have been replaced
   return async () => {
