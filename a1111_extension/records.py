@@ -8,15 +8,17 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from ..shared.attributes import class_look
 from ..shared.bars import Bar, FaceBars
 from ..shared.errors import FairAdapterError
-from ..shared.statistics import FairnessStatistics, counted_attributes
+from ..shared.statistics import StatisticsSummary, counted_attributes
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS pictures (
@@ -25,10 +27,22 @@ CREATE TABLE IF NOT EXISTS pictures (
     model TEXT NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL, faces TEXT NOT NULL
 )
 """
+# Of the largest face, for the database to count by. Files of earlier versions, and rows that such a version
+# adds to a file of ours, lack them (NULL) until they are read off `faces`.
+COUNTED = {"labels": "TEXT", "readings": "INTEGER", "uncertain": "INTEGER"}
+INDICES = (
+    "CREATE INDEX IF NOT EXISTS pictures_not_counted ON pictures (id) WHERE labels IS NULL",
+    "CREATE INDEX IF NOT EXISTS pictures_names ON pictures (adapter, model)",
+)
+VERSION = 1  # of the file, in SQLite's user_version; 0 is without the columns above
+NOT_OURS = "?"  # labels of a row whose `faces` this program did not write
+ROWS = 2000  # brought up to date at a time; bounds the memory
 COLUMNS = (
     "created", "origin", "prompt", "seed", "adapter", "target", "strength", "model", "width", "height",
     "faces",
 )  # fmt: skip
+COUNT = "SELECT prompt, labels, COUNT(*), SUM(readings), SUM(uncertain), MIN(id) FROM pictures"
+BEHIND = "FROM pictures WHERE labels IS NULL"
 FILTERS = ("prompt", "adapter", "model")
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # what spreadsheets begin a formula with
 
@@ -90,12 +104,14 @@ class RecordStore:
             (
                 r.created or time.time(), r.origin, r.prompt, r.seed, r.adapter, r.target, r.strength,
                 r.model, r.width, r.height, json.dumps([face_to_list(face) for face in r.faces]),
+                *_counted(r.faces),
             )
             for r in records
         ]  # fmt: skip
-        marks = ", ".join("?" * len(COLUMNS))
+        names = (*COLUMNS, *COUNTED)
+        marks = ", ".join("?" * len(names))
         with self._open(write=True) as database:
-            database.executemany(f"INSERT INTO pictures ({', '.join(COLUMNS)}) VALUES ({marks})", rows)
+            database.executemany(f"INSERT INTO pictures ({', '.join(names)}) VALUES ({marks})", rows)
 
     def count(self, chosen: RecordFilter | None = None) -> int:
         return int(self._select("SELECT COUNT(*) FROM pictures", chosen)[0][0]) if self.path.exists() else 0
@@ -106,27 +122,22 @@ class RecordStore:
             return []
         return [row[0] for row in self._select(f"SELECT DISTINCT {column} FROM pictures ORDER BY 1", None)]
 
-    def statistics(self, chosen: RecordFilter | None = None) -> FairnessStatistics:
-        """Counts over the chosen pictures, kept apart by prompt. Raises FairAdapterError as `add`."""
+    def statistics(self, chosen: RecordFilter | None = None) -> StatisticsSummary:
+        """Counts over the chosen pictures, kept apart by prompt. Raises FairAdapterError as `add`.
+
+        The database counts: what comes back is a row for each prompt and combination of classes.
+        """
         if not self.path.exists():
-            return FairnessStatistics()
-        rows = self._select("SELECT prompt, faces FROM pictures", chosen)
-        read = [(prompt, _faces(text, self.path)) for prompt, text in rows]
-        found: dict[str, list[str]] = {}
-        for bar in (bar for _, faces in read for face in faces[:1] for bar in face.bars):
-            labels = found.setdefault(bar.attribute, [])
-            if bar.label not in labels:
-                labels.append(bar.label)
-        statistics = FairnessStatistics(counted_attributes(found) if found else ())
-        for prompt, faces in read:
-            statistics.add([faces], prompt)
-        return statistics
+            return StatisticsSummary()
+        rows = self._select(COUNT, chosen, " GROUP BY prompt, labels")
+        combinations = {labels: index for index, labels in enumerate(_in_order(rows))}
+        if NOT_OURS in combinations:
+            self._read_all(chosen)  # tells what is wrong with them
+        return _summed(rows, combinations, [_pairs(labels, self.path) for labels in combinations])
 
     def to_csv(self, chosen: RecordFilter | None = None) -> str:
         """One line for each picture: its settings, and class and confidence of the largest face."""
-        order = f"SELECT {', '.join(COLUMNS)} FROM pictures"
-        rows = self._select(order, chosen) if self.path.exists() else []
-        read = [(row[:-1], _faces(row[-1], self.path)) for row in rows]
+        read = self._read_all(chosen) if self.path.exists() else []
         names = list(dict.fromkeys(b.attribute for _, faces in read for f in faces[:1] for b in f.bars))
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
@@ -146,10 +157,15 @@ class RecordStore:
         with self._open(write=True) as database:
             return database.execute(f"DELETE FROM pictures{chosen.where}", chosen.values).rowcount
 
-    def _select(self, what: str, chosen: RecordFilter | None) -> list[tuple]:
+    def _read_all(self, chosen: RecordFilter | None) -> list[tuple[tuple, list[FaceBars]]]:
+        """The chosen pictures' settings and faces."""
+        rows = self._select(f"SELECT {', '.join(COLUMNS)} FROM pictures", chosen)
+        return [(row[:-1], _faces(row[-1], self.path)) for row in rows]
+
+    def _select(self, what: str, chosen: RecordFilter | None, order: str = "") -> list[tuple]:
         chosen = chosen or RecordFilter()
         with self._open() as database:
-            return database.execute(f"{what}{chosen.where}", chosen.values).fetchall()
+            return database.execute(f"{what}{chosen.where}{order}", chosen.values).fetchall()
 
     @contextmanager
     def _open(self, write: bool = False) -> Iterator[sqlite3.Connection]:
@@ -157,11 +173,12 @@ class RecordStore:
         with self._lock:
             try:
                 own_folder(self.path.parent)
-                database = sqlite3.connect(self.path, timeout=10)
+                # without an isolation level, transactions are only those that are begun here
+                database = sqlite3.connect(self.path, timeout=10, isolation_level=None)
                 try:
-                    database.execute(TABLE)
-                    yield database
-                    database.commit() if write else None
+                    self._bring_up_to_date(database)
+                    with _transaction(database) if write else nullcontext():
+                        yield database
                 finally:
                     database.close()
             except (sqlite3.Error, OSError) as error:
@@ -169,6 +186,38 @@ class RecordStore:
                     f"{self.path}: expected a statistics file that can be read and written, found: {error}; "
                     f"{remedy}"
                 ) from error
+
+    def _bring_up_to_date(self, database: sqlite3.Connection) -> None:
+        """Give a file of an earlier version its new columns, all or nothing; others stay as they are."""
+        old = database.execute("PRAGMA user_version").fetchone()[0] < VERSION
+        if not old and database.execute(f"SELECT 1 {BEHIND} LIMIT 1").fetchone() is None:
+            return
+        with _transaction(database):
+            database.execute(TABLE)
+            have = {row[1] for row in database.execute("PRAGMA table_info(pictures)")}
+            for name, kind in COUNTED.items():
+                if name not in have:  # another process may have been first
+                    database.execute(f"ALTER TABLE pictures ADD COLUMN {name} {kind}")
+            for index in INDICES:
+                database.execute(index)
+            while rows := database.execute(f"SELECT id, faces {BEHIND} LIMIT {ROWS}").fetchall():
+                values = [(*_counted_text(text, self.path), number) for number, text in rows]
+                marks = ", ".join(f"{name} = ?" for name in COUNTED)
+                database.executemany(f"UPDATE pictures SET {marks} WHERE id = ?", values)
+            if old:
+                database.execute(f"PRAGMA user_version = {VERSION}")
+
+
+@contextmanager
+def _transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """All of what is done inside, or none of it."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")
 
 
 def own_folder(folder: Path) -> Path:
@@ -186,6 +235,69 @@ def face_to_list(face: FaceBars) -> dict[str, object]:
     return {"box": [round(value, 1) for value in face.box], "bars": bars}
 
 
+def _counted(faces: Sequence[FaceBars]) -> tuple[str, int, int]:
+    """The values of `COUNTED`: classes of the largest face as JSON, how many, and how many are uncertain."""
+    bars = faces[0].bars if faces else ()
+    pairs = [[bar.attribute, bar.label] for bar in bars]
+    labels = json.dumps(pairs, ensure_ascii=False) if faces else ""
+    return labels, len(bars), sum(not bar.certain for bar in bars)
+
+
+def _counted_text(text: str, path: Path) -> tuple[str, int, int]:
+    try:
+        return _counted(_faces(text, path))
+    except FairAdapterError:
+        return NOT_OURS, 0, 0  # kept as it is, and told when it is counted
+
+
+def _pairs(labels: str, path: Path) -> list[tuple[str, str]]:
+    """Attribute and class of each bar of a face; none without a face."""
+    try:
+        return [(str(attribute), str(label)) for attribute, label in json.loads(labels or "[]")]
+    except (ValueError, TypeError) as error:
+        raise _not_ours(path, error) from error
+
+
+def _in_order(rows: Sequence[tuple]) -> list[str]:
+    """The labels of rows of COUNT in the order of their first pictures."""
+    first: dict[str, int] = {}
+    for _, labels, *_, number in rows:
+        if number < first.get(labels, number + 1):
+            first[labels] = number
+    return sorted(first, key=lambda labels: first[labels])
+
+
+def _summed(
+    rows: Sequence[tuple], combinations: Mapping[str, int], pairs: Sequence[Sequence[tuple[str, str]]]
+) -> StatisticsSummary:
+    """The statistics of rows of COUNT: prompt, labels, pictures, readings, uncertain, first id.
+
+    combinations: labels -> index.  pairs: attribute and class of each bar, for each of them.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for attribute, label in (pair for bars in pairs for pair in bars):
+        found.setdefault(attribute, {})[label] = None
+    attributes = counted_attributes({name: tuple(labels) for name, labels in found.items()}) if found else ()
+    prompts: dict[str, int] = {}
+    owner = np.array([prompts.setdefault(row[0], len(prompts)) for row in rows], dtype=np.int64)
+    combination = np.array([combinations[row[1]] for row in rows], dtype=np.int64)
+    numbers = np.array([row[2:] for row in rows], dtype=np.int64).reshape(-1, 4)[:, :3]
+    counts = {}
+    for attribute in attributes:
+        of_combination = np.zeros((len(pairs), len(attribute)), dtype=np.int64)
+        for index, bars in enumerate(pairs):
+            for name, label in bars:
+                if name == attribute.name:
+                    of_combination[index, attribute.index(label)] += 1
+        counts[attribute.name] = np.zeros((len(prompts), len(attribute)), dtype=np.int64)
+        np.add.at(counts[attribute.name], owner, of_combination[combination] * numbers[:, :1])
+    summary = StatisticsSummary.of_keys(attributes, counts)
+    summary.groups = len(prompts)
+    summary.pictures, summary.readings, summary.uncertain = numbers.sum(axis=0).tolist()
+    summary.without_face = sum(row[2] for row in rows if not row[1])
+    return summary
+
+
 def _faces(text: str, path: Path) -> list[FaceBars]:
     try:
         faces = []
@@ -197,10 +309,14 @@ def _faces(text: str, path: Path) -> list[FaceBars]:
             x0, y0, x1, y1 = (float(value) for value in face["box"])
             faces.append(FaceBars((x0, y0, x1, y1), bars))
         return faces
-    except (ValueError, KeyError, TypeError) as error:
-        raise FairAdapterError(
-            f"{path}: expected readings as this program writes them, found {error!r}; reset the statistics"
-        ) from error
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
+        raise _not_ours(path, error) from error
+
+
+def _not_ours(path: Path, error: Exception) -> FairAdapterError:
+    return FairAdapterError(
+        f"{path}: expected readings as this program writes them, found {error!r}; reset the statistics"
+    )
 
 
 def _cell(value: object) -> object:

@@ -56,7 +56,7 @@ class Api:
         return {
             "pictures": statistics.pictures,
             "without_face": statistics.without_face,
-            "prompts": len(statistics.keys),
+            "prompts": statistics.groups,
             "bias": {a.name: statistics.bias(a.name) for a in statistics.attributes},
             "note": statistics.note(),
             "shares": [row.to_dict() for row in statistics.measure(aimed)],

@@ -18,7 +18,7 @@ from ..shared.bars import FaceBars, draw_faces, resized
 from ..shared.drawing import data_url
 from ..shared.evaluation import ADAPTED, ORIGINAL, Figures, figures
 from ..shared.library import AdapterSummary
-from ..shared.statistics import FairnessStatistics, ShareRow
+from ..shared.statistics import ShareRow, StatisticsSummary
 
 TILE = 176  # px of a picture in the panel
 SHOWN = 48  # pictures in the panel
@@ -110,7 +110,7 @@ def describe_faces(faces: Sequence[FaceBars]) -> str:
 
 
 def panel(
-    statistics: FairnessStatistics,
+    statistics: StatisticsSummary,
     pictures: Sequence[tuple[Image.Image, Sequence[FaceBars], str]],
     heading: str,
     notes: Iterable[str] = (),
@@ -128,13 +128,13 @@ def panel(
     )
 
 
-def statistics_view(statistics: FairnessStatistics, target: TargetDistribution | None) -> str:
+def statistics_view(statistics: StatisticsSummary, target: TargetDistribution | None) -> str:
     """The statistics of past generations."""
     if not statistics.pictures:
         return message(["No picture fits. Generate with Fair Adapter enabled, or change the filter."], "info")
     biases = [(a.name, statistics.bias(a.name)) for a in statistics.attributes]
     known = ", ".join(f"{name} {value:.2f}" for name, value in biases if value is not None)
-    prompts = len(statistics.keys)
+    prompts = statistics.groups
     summary = (
         f"{statistics.pictures} pictures of {prompts} prompt{'' if prompts == 1 else 's'}, "
         f"{statistics.without_face} without a face. {statistics.note()}"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..shared.attributes import Attribute, TargetDistribution
 from ..shared.bars import FaceBars
 from ..shared.errors import FairAdapterError
-from ..shared.statistics import FairnessStatistics
+from ..shared.statistics import FairnessStatistics, StatisticsSummary, Tally
 
 MOST = 256  # collections; names come from the network
 
@@ -28,17 +28,24 @@ class Batch:
     identity: str
 
 
-@dataclass
 class _Collection:
-    batches: dict[str, tuple[Batch, str]] = field(default_factory=dict)  # identity -> batch and its group
-    target: TargetDistribution | None = None
+    """What was counted, and what to take back when the same pictures come again."""
 
-    def statistics(self) -> FairnessStatistics:
-        first, _ = next(iter(self.batches.values()))
-        statistics = FairnessStatistics(first.attributes)
-        for batch, group in self.batches.values():
-            statistics.add(batch.readings, group)
-        return statistics
+    def __init__(self, attributes: tuple[Attribute, ...]) -> None:
+        self.statistics = FairnessStatistics(attributes)
+        self.target: TargetDistribution | None = None
+        self._counted: dict[str, tuple[Tally, str]] = {}  # identity -> tally and its group
+
+    def holds_only(self, identity: str) -> bool:
+        return self._counted.keys() <= {identity}
+
+    def put(self, batch: Batch, group: str) -> None:
+        tally = self.statistics.tally(batch.readings)  # before anything changes: it may be refused
+        earlier = self._counted.get(batch.identity)
+        if earlier is not None:
+            self.statistics.remove_tally(*earlier)
+        self.statistics.add_tally(tally, group)
+        self._counted[batch.identity] = (tally, group)
 
 
 class Collections:
@@ -51,8 +58,10 @@ class Collections:
 
     def add(
         self, name: str, batch: Batch, target: TargetDistribution | None = None, group: str = ""
-    ) -> FairnessStatistics:
+    ) -> StatisticsSummary:
         """Count a batch, in place of an earlier reading of its pictures; returns the collection's statistics.
+
+        The work is that of the batch, however much was counted before.
 
         group: what the pictures have in common, such as their prompt.
         Raises FairAdapterError for readings of other attributes than the collection's.
@@ -60,18 +69,20 @@ class Collections:
         with self._lock:
             if name not in self._found and len(self._found) >= MOST:
                 raise FairAdapterError(f"statistics: {MOST} collections are kept, found one more; reset some")
-            earlier = self._found.get(name, _Collection()).batches
-            kept = _Collection({**earlier, batch.identity: (batch, group)}, target)
+            kept = self._found.get(name)
+            if kept is None or kept.holds_only(batch.identity):
+                kept = _Collection(batch.attributes)
             try:
-                statistics = kept.statistics()
+                kept.put(batch, group)
             except FairAdapterError as error:
                 raise FairAdapterError(
                     f"{error}; collection '{name}' holds another classifier's: reset or rename it"
                 ) from error
+            kept.target = target
             self._found[name] = kept
-            return statistics
+            return kept.statistics.summary()
 
-    def get(self, name: str) -> tuple[FairnessStatistics, TargetDistribution | None]:
+    def get(self, name: str) -> tuple[StatisticsSummary, TargetDistribution | None]:
         """The statistics and their last target. Raises FairAdapterError for an unknown name."""
         with self._lock:
             if name not in self._found:
@@ -80,7 +91,7 @@ class Collections:
                     f"statistics '{name[:60]}': expected a collection ({known}), found none"
                 )
             kept = self._found[name]
-            return kept.statistics(), kept.target
+            return kept.statistics.summary(), kept.target
 
     def reset(self, name: str) -> None:
         """Forget a collection; whatever comes by next is counted anew, also if it was counted before."""
@@ -97,7 +108,7 @@ COLLECTIONS = Collections()
 
 
 def statistics_dict(
-    name: str, statistics: FairnessStatistics, target: TargetDistribution | None
+    name: str, statistics: StatisticsSummary, target: TargetDistribution | None
 ) -> dict[str, Any]:
     """For our panel in the browser, the same shape as a batch's shares."""
     shares: dict[str, list[dict[str, Any]]] = {}

@@ -49,7 +49,7 @@ def _guarded(handler: Handler) -> Handler:
 
 
 async def _off_loop(call: Callable[..., Any], *arguments: Any) -> Any:
-    """Files are read beside the event loop, which has previews to send."""
+    """Files are read and statistics counted beside the event loop, which has previews to send."""
     return await asyncio.get_running_loop().run_in_executor(None, call, *arguments)
 
 
@@ -78,7 +78,7 @@ async def statistics(request: web.Request) -> web.Response:
     """A collection's shares, none of an unknown one: ?name=."""
     name = request.query.get("name", "")
     try:
-        return web.json_response(statistics_dict(name, *COLLECTIONS.get(name)))
+        return web.json_response(await _off_loop(lambda: statistics_dict(name, *COLLECTIONS.get(name))))
     except FairAdapterError:
         return web.json_response({"name": name[:200], "pictures": 0, "faces": 0, "shares": {}})
 
@@ -86,19 +86,24 @@ async def statistics(request: web.Request) -> web.Response:
 async def statistics_csv(request: web.Request) -> web.Response:
     """A collection as a CSV file: ?name=."""
     name = request.query.get("name", "")
-    found, aim = COLLECTIONS.get(name)
+    found, aim = await _off_loop(COLLECTIONS.get, name)
     headers = {"Content-Disposition": f'attachment; filename="{_file_name(name)}.csv"'}
-    return web.Response(text=found.to_csv(aim), content_type="text/csv", headers=headers)
+    return web.Response(text=await _off_loop(found.to_csv, aim), content_type="text/csv", headers=headers)
 
 
 async def statistics_png(request: web.Request) -> web.Response:
     """A collection as a picture: ?name=."""
     name = request.query.get("name", "")
+    data = await _off_loop(_drawn, name)
+    headers = {"Content-Disposition": f'attachment; filename="{_file_name(name)}.png"'}
+    return web.Response(body=data, content_type="image/png", headers=headers)
+
+
+def _drawn(name: str) -> bytes:
     found, aim = COLLECTIONS.get(name)
     data = io.BytesIO()
-    (await _off_loop(functools.partial(found.draw, aim, 720))).save(data, "PNG")
-    headers = {"Content-Disposition": f'attachment; filename="{_file_name(name)}.png"'}
-    return web.Response(body=data.getvalue(), content_type="image/png", headers=headers)
+    found.draw(aim, 720).save(data, "PNG")
+    return data.getvalue()
 
 
 def _file_name(name: str) -> str:
@@ -116,5 +121,5 @@ async def reset(request: web.Request) -> web.Response:
         raise FairAdapterError(
             f'reset: expected JSON {{"name": "..."}}, found {error!r}; send the collection\'s name'
         ) from error
-    COLLECTIONS.reset(name)
+    await _off_loop(COLLECTIONS.reset, name)
     return web.json_response({"name": name})

@@ -10,7 +10,7 @@ from ..shared.attributes import CROSS, TargetDistribution, ordered_figures
 from ..shared.bars import FaceBars
 from ..shared.evaluation import ADAPTED, ORIGINAL, figures
 from ..shared.library import AdapterSummary
-from ..shared.statistics import FairnessStatistics
+from ..shared.statistics import StatisticsSummary
 
 
 def describe(summary: AdapterSummary) -> str:
@@ -95,7 +95,7 @@ def readings_table(readings: Sequence[Sequence[FaceBars]], attributes: Sequence[
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def shares_table(statistics: FairnessStatistics, target: TargetDistribution | None) -> str:
+def shares_table(statistics: StatisticsSummary, target: TargetDistribution | None) -> str:
     """A Markdown table of the shares, and what so many faces can tell."""
     lines = ["| attribute | class | faces | share | 95% interval | target |", "|---|---|---|---|---|---|"]
     for row in statistics.measure(target):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from math import sqrt
 from typing import Any
 
@@ -28,6 +29,7 @@ from .errors import FairAdapterError
 BOOTSTRAP = 2000
 FEW_PROMPTS = 8  # below that a bootstrap over prompts is probably too narrow: so few rarely show their spread
 Z95 = 1.959963984540054
+WALK = 128  # half steps from which on Stirling's series of C(2j, j) / 4^j is exact in doubles
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # of class shares: (..., K) -> (...), convex
 
@@ -145,6 +147,7 @@ def target_error(shares: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.abs(np.asarray(shares, dtype=np.float64) - target).mean(axis=-1)
 
 
+@lru_cache(1 << 12)
 def bias_floor(n: int, classes: int) -> float:
     """Expected `bias` of n faces drawn with equal shares; exact.
 
@@ -153,13 +156,31 @@ def bias_floor(n: int, classes: int) -> float:
     """
     if n < 1 or classes < 2:
         raise FairAdapterError(f"bias floor: expected n >= 1 faces and K >= 2, found n={n} and K={classes}")
-    walk = np.zeros(n + 1)  # E|S_m|: it grows by P(S_m = 0), which shrinks by (m - 1) / m at even m
-    at_zero = 1.0
-    for m in range(n):
-        walk[m + 1] = walk[m] + (at_zero if m % 2 == 0 else 0.0)
-        if m % 2 == 1:
-            at_zero *= m / (m + 1)
-    return float(binomial_pmf(n, 2.0 / classes) @ walk / n)
+    steps = np.arange(n + 1)
+    if classes == 2:
+        return float(_walk(steps[-1:])[0] / n)
+    p = 2.0 / classes
+    reach = 12.0 * sqrt(n * p * (1 - p)) + 12.0  # what lies beyond has less than 1e-20 of the probability
+    near = steps[max(0, int(n * p - reach)) : int(n * p + reach) + 1]
+    # up from the smallest, each from the one before; logarithms, so that none of them vanishes
+    ratio = np.log((n - near[:-1]) / (near[:-1] + 1.0) * (p / (1.0 - p)))
+    logs = np.concatenate([[0.0], np.cumsum(ratio)])
+    weights = np.exp(logs - logs.max())
+    return float(weights @ _walk(near) / weights.sum() / n)
+
+
+def _walk(steps: np.ndarray) -> np.ndarray:
+    """E|S_m| of a symmetric walk of m steps: m C(2j, j) / 4^j with j = floor(m / 2).  steps: (M,) m >= 0."""
+    half = np.maximum(steps // 2, 1).astype(np.float64)
+    inverse = 1.0 / half
+    series = 1 + inverse * (
+        -1 / 8 + inverse * (1 / 128 + inverse * (5 / 1024 + inverse * (-21 / 32768 - 399 / 262144 * inverse)))
+    )
+    few = np.arange(1.0, WALK)
+    exact = np.concatenate([[1.0], np.cumprod((2 * few - 1) / (2 * few))])
+    j = steps // 2
+    central = np.where(j < WALK, exact[np.minimum(j, WALK - 1)], series / np.sqrt(np.pi * half))
+    return steps * central
 
 
 def target_error_floor(n: int, target: np.ndarray) -> float:
@@ -312,13 +333,16 @@ def power(n: int, share: float, other: float, level: float = 0.05) -> float:
     return float(binomial_pmf(n, other)[rejected].sum())
 
 
+@lru_cache(256)
 def images_needed(share: float, other: float, level: float = 0.05, wanted: float = 0.8) -> int:
     """Least number of faces from which on `power` stays at or above `wanted` (it wobbles a little)."""
     if share == other:
         raise FairAdapterError(f"images needed: a share of {share} cannot be told from itself")
     n = 1
-    while min(power(n + extra, share, other, level) for extra in range(4)) < wanted:
+    powers = [power(n + extra, share, other, level) for extra in range(4)]
+    while min(powers) < wanted:
         n += 1
+        powers = [*powers[1:], power(n + 3, share, other, level)]
     return n
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,8 +139,7 @@ def test_pictures_count_once_and_collections_are_apart() -> None:
     assert kept.add("b", first).faces == 2
     target = TargetDistribution.parse("gender=50/50")
     again = kept.add("a", batch("2", "female"), target, "nurse")
-    assert again.counts("gender") == {"female": 2, "male": 1} and again.keys == ("", "nurse")
-    again.reset()  # the caller's own
+    assert again.counts("gender") == {"female": 2, "male": 1} and again.groups == 2
     statistics, aim = kept.get("a")
     assert statistics.pictures == 4 and aim is target
 
@@ -151,7 +151,60 @@ def test_pictures_that_are_read_again_count_as_they_were_read_last() -> None:
     unsure = Batch([[face("male", 0.6)], [face("male")]], (GENDER,), "1")
     assert kept.add("a", unsure, group="nurse").counts("gender") == {"female": 1, "male": 2}
     statistics, _ = kept.get("a")
-    assert (statistics.pictures, statistics.uncertain, statistics.keys) == (3, 1, ("nurse", ""))
+    assert (statistics.pictures, statistics.uncertain, statistics.groups) == (3, 1, 2)
+
+
+class Counted(list):
+    """Readings that note each time they are gone through."""
+
+    looked = 0
+
+    def __iter__(self):
+        Counted.looked += 1
+        return super().__iter__()
+
+
+def calls_of(action) -> int:
+    """How many functions an action calls, Python's and C's."""
+    calls = []
+    sys.setprofile(lambda frame, event, argument: calls.append(event) if event.endswith("call") else None)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return len(calls)
+
+
+def test_one_more_run_is_the_same_work_after_thousands_and_earlier_ones_are_left_alone() -> None:
+    def run(number: int) -> Batch:
+        labels = ["female", "male", "female", None] if number % 3 else ["male", "male", "female", "male"]
+        return Batch(Counted([face(label)] if label else [] for label in labels), (GENDER,), str(number))
+
+    def add(number: int) -> None:
+        statistics_dict("a", kept.add("a", run(number), group=f"prompt {number}"), None)
+
+    kept, work, looked = Collections(), {}, {}
+    for number in range(1, 2002):
+        if number % 1000 == 1:
+            before = Counted.looked
+            work[number] = calls_of(lambda number=number: add(number))
+            looked[number] = Counted.looked - before
+        else:
+            kept.add("a", run(number), group=f"prompt {number}")
+    assert abs(work[2001] - work[1001]) < 20, work
+    assert looked[2001] == looked[1001] == looked[1]
+    kept.add("a", run(1), group="prompt 1")  # the same pictures again
+    found = kept.get("a")[0]
+    assert (found.pictures, found.groups) == (4 * 2001, 2001)
+    assert found.counts("gender") == {"female": 1334 * 2 + 667, "male": 1334 + 667 * 3}
+
+
+def test_what_is_handed_out_stays_as_it_is() -> None:
+    kept = Collections()
+    first = kept.add("a", batch("1", "female"))
+    kept.add("a", batch("2", "male"), group="x")
+    assert first.counts("gender") == {"female": 1, "male": 0} and (first.pictures, first.groups) == (1, 1)
+    assert first.bias("gender") == 1.0
 
 
 def test_groups_are_measured_apart() -> None:

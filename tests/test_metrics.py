@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from fair_adapter.shared import metrics
 from fair_adapter.shared.attributes import GENDER, RACE
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.metrics import (
@@ -307,3 +308,22 @@ def test_eight_images_say_little():
     assert images_needed(0.5, 0.9) < needed < images_needed(0.5, 0.6)
     with pytest.raises(FairAdapterError, match="told from itself"):
         images_needed(0.5, 0.5)
+
+
+def test_the_note_under_the_bars_is_searched_once(monkeypatch) -> None:
+    counted = []
+    monkeypatch.setattr(metrics, "power", lambda *given: counted.append(given) or power(*given))
+    metrics.images_needed.cache_clear()
+    note = sample_note(12)
+    assert len(counted) == len(set(counted)) == images_needed(0.5, 0.7) + 3  # each number of faces once
+    counted.clear()
+    assert sample_note(12) == note and sample_note(5000).startswith("5000 faces tell") and not counted
+
+
+@pytest.mark.parametrize("n", [5, 255, 256, 257, 1001, 20000])
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_floor_of_many_faces_is_that_of_the_whole_sum(n: int, classes: int) -> None:
+    steps = np.arange(n + 1)
+    at_zero = np.cumprod([1.0, *((2 * j - 1) / (2 * j) for j in range(1, n // 2 + 1))])
+    expected = stats.binom.pmf(steps, n, 2 / classes) @ (steps * at_zero[steps // 2]) / n
+    assert bias_floor(n, classes) == pytest.approx(expected, rel=1e-9)

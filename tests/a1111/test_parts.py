@@ -217,7 +217,7 @@ def test_records_are_filtered_counted_and_reset(tmp_path: Path) -> None:
     statistics = store.statistics()
     assert (statistics.pictures, statistics.without_face) == (3, 1)
     assert statistics.counts("gender") == {"female": 2, "male": 0}
-    assert statistics.keys == ("a 100% nurse", "a doctor")
+    assert statistics.groups == 2
     assert store.choices("adapter") == ["None", "x.safetensors"] and store.choices("prompt; DROP") == []
     assert (store.reset(chosen), store.count()) == (1, 2)
     assert (store.path.parent / ".gitignore").read_text() == "*\n"
@@ -252,9 +252,10 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path) -> None:
     store = records.RecordStore(path)
     store.add([records.PictureRecord("x", [FACE])])
     with sqlite3.connect(path) as database:
-        database.execute("UPDATE pictures SET faces = '[{}]'")
-    with pytest.raises(FairAdapterError, match="reset the statistics"):
-        store.statistics()
+        database.execute("UPDATE pictures SET faces = '[{}]', labels = NULL")  # as an earlier version adds it
+    for act in (store.statistics, store.to_csv):
+        with pytest.raises(FairAdapterError, match="reset the statistics"):
+            act()
 
 
 # ---- HTML

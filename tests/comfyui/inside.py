@@ -32,6 +32,7 @@ from comfy.text_encoders.sd3_clip import SD3Tokenizer
 from inside_chain import in_a_row, saved
 from inside_live import cancelled, copied, decoders
 from inside_models import large_models
+from inside_routes import counting_threads
 from inside_tokens import soft_tokens
 
 HEAVY = (
@@ -148,5 +149,9 @@ live = ours("comfy_nodes.live")
 found["decoders"] = decoders(live, parts[2])
 found["copied"] = copied(live, parts[2], parts[0].model.latent_format)
 found["cancelled"] = cancelled(live, parts[2], parts[0].model.latent_format)
+bars = ours("shared.bars")
+person = bars.FaceBars((0, 0, 9, 9), (bars.Bar("gender", "female", 0.9, (0, 0, 0)),))
+collection, statistics = ours("comfy_nodes.collection"), ours("shared.statistics")
+found["counting"] = counting_threads(ours("comfy_nodes.routes"), collection, statistics, person)
 found["missing_package"] = missing_package()
 print("RESULT " + json.dumps(found))

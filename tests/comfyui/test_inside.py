@@ -117,6 +117,12 @@ def test_cancel_reaches_the_sampler_although_the_bars_saw_it_first(found: dict[s
     assert found["cancelled"] == {"reached": True, "kept": True, "silent": True}
 
 
+def test_statistics_are_counted_beside_the_event_loop(found: dict[str, Any]) -> None:
+    assert set(found["counting"]) == {"statistics", "statistics_csv", "statistics_png"}
+    for route, beside in found["counting"].items():
+        assert len(beside) > 2 and all(beside), (route, beside)
+
+
 def test_a_missing_package_is_named_with_the_command(found: dict[str, Any]) -> None:
     text = found["missing_package"]
     assert text.count("facenet-pytorch==") == 1
