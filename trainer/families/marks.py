@@ -82,7 +82,7 @@ def with_marks(scheduler: Any, header: Header) -> Any:
                 "a diffusers folder or hub id whose scheduler does"
             )
         if ZERO_SNR not in inspect.signature(kind).parameters:
-            kind = DDIMScheduler
+            kind, settings["clip_sample"] = DDIMScheduler, False
         if config.get("timestep_spacing", "leading") == "leading":
             settings["timestep_spacing"] = "trailing"  # the others do not begin at the end of the schedule
     return kind.from_config(config, **settings)
