@@ -284,13 +284,21 @@ def test_a_stop_that_is_asked_for_within_an_iteration_makes_it_the_last(config, 
     assert not finished and state(tmp_path / "run")["iteration"] == 1
 
 
-def test_training_that_is_never_finite_ends(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "MOST_SKIPPED", 2)
+def test_training_that_is_never_finite_ends(config, tmp_path, monkeypatch, capsys):
+    """After a few iterations, or with the last one, however few: no adapter is said to be written."""
     denoise = Adaptation.denoise
     monkeypatch.setattr(Adaptation, "denoise", lambda self, *a: denoise(self, *a) * float("nan"))
-    with pytest.raises(FairAdapterError, match=r"2 iterations in a row.*bfloat16.*another run\.output"):
+    with pytest.raises(FairAdapterError, match=r"last 3 of 3 iterations.*bfloat16.*another run\.output"):
         train.train(config())
-    assert [line["skipped"] for line in log(tmp_path / "run")] == [True, True]
+    assert [line["skipped"] for line in log(tmp_path / "run")] == [True] * 3
+    for most, iterations in ((25, 2), (1, 4)):
+        monkeypatch.setattr(train, "MOST_SKIPPED_UNSCALED", most)
+        settings = [f"optimizer.iterations={iterations}", f"run.output={tmp_path / f'{most}'}"]
+        config()
+        assert train.main([str(tmp_path / "config.yaml"), *settings]) == 2
+        printed = capsys.readouterr()
+        assert "not finite" in printed.err and "wrote" not in printed.out
+        assert state(tmp_path / f"{most}")["iteration"] == 0  # the same command does not call it finished
 
 
 def test_kill_loses_at_most_one_interval(config, tmp_path, uninterrupted):

@@ -31,7 +31,8 @@ from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer.configuration.config import Config, load_config, options
 
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
-MOST_SKIPPED = 25  # iterations in a row that are not finite: twice what finding a scale for float16 takes
+# Iterations in a row that are not finite: twice what finding a scale for float16 takes; else there is none
+MOST_SKIPPED, MOST_SKIPPED_UNSCALED = 25, 3
 
 
 def train(config: Config, watch: Callable[[int], None] = lambda iteration: None) -> tuple[Path, bool]:
@@ -83,6 +84,7 @@ def train(config: Config, watch: Callable[[int], None] = lambda iteration: None)
             save()  # shows before any work that the folder can be written to
         log = Log(folder, run, iteration, plain(config)) if processes.first else None
         skipped = 0  # in a row
+        most = MOST_SKIPPED if config.model.dtype == "float16" else MOST_SKIPPED_UNSCALED
         with Interruption() as interruption:
             progress.begin()
             while iteration < total:
@@ -97,17 +99,17 @@ def train(config: Config, watch: Callable[[int], None] = lambda iteration: None)
                     log.iteration(outcome, means)
                 if samples and log and iteration % run.sample_every == 0:
                     log.sample(*samples.draw(folder, iteration), iteration)
+                if skipped == most or (skipped and iteration == total):
+                    raise FairAdapterError(
+                        f"the last {skipped} of {iteration} iterations gave numbers that are not finite, and "
+                        "no step was taken; train with model.dtype=bfloat16 or float32, or with a lower "
+                        "optimizer.lr, into another run.output"
+                    )
                 if outcome.stop or iteration % run.save_every == 0 or iteration == total:
                     save()
                 watch(iteration)
                 if outcome.stop:
                     break
-                if skipped == MOST_SKIPPED:
-                    raise FairAdapterError(
-                        f"{skipped} iterations in a row gave numbers that are not finite, and no step was "
-                        "taken; train with model.dtype=bfloat16 or float32, or with a lower optimizer.lr, "
-                        "into another run.output"
-                    )
             if log:
                 log.close()
             processes.close()
