@@ -260,7 +260,7 @@ def test_differences_ignore_what_a_run_may_change(tmp_path):
     changed = ["run.name=other", "run.save_every=7", "optimizer.iterations=9", "run.output=x"]
     new = plain(load_config(write(tmp_path, ""), changed))
     assert differences(old, new) == []
-    added = ("without", "empty_negative")
+    added = ("without", "empty_negative", "vae")
     before = {**old, "model": {key: value for key, value in old["model"].items() if key not in added}}
     assert differences(before, new) == []  # recorded when there were none of these settings
     other = plain(load_config(write(tmp_path, ""), ["optimizer.lr=1"]))

@@ -128,7 +128,7 @@ def warn(*warnings: str) -> None:
 
 def _model(options: argparse.Namespace, path: str) -> ModelConfig:
     """A base model, as training takes it."""
-    names = ("variant", "scheduler", "size", "encoding", "empty_negative")
+    names = ("vae", "variant", "scheduler", "size", "encoding", "empty_negative")
     return ModelConfig(
         path=path,
         without=tuple(options.without),
@@ -223,6 +223,7 @@ def parser(alone: bool = True) -> argparse.ArgumentParser:
     add("--config", type=Path, help="a configuration of trainer/train.py, in place of all that follow")
     add("--model", default="portrait", help="diffusers folder, .safetensors checkpoint or hub id (portrait)")
     add("--model-config", help="folder or hub id that describes a checkpoint")
+    add("--vae", help="in the place of the model's own: .safetensors file, diffusers folder or hub id")
     add("--variant", help="of the files in a folder, such as fp16")
     add("--without", nargs="*", default=[], help="text encoders that are left out, such as t5xxl of SD 3")
     add("--scheduler", help="of diffusers (the model's own)")
@@ -285,7 +286,7 @@ def with_config(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> ar
         return options
     config = load_config(options.config)
     model, asked, encoders = config.model, config.evaluation, asked_encoders(config)
-    names = ("variant", "without", "scheduler", "size", "encoding", "empty_negative", "negative")
+    names = ("vae", "variant", "without", "scheduler", "size", "encoding", "empty_negative", "negative")
     parser.set_defaults(
         **{name: getattr(model, name) for name in names},
         model=model.path,

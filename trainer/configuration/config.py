@@ -58,6 +58,10 @@ class ModelConfig:
     config: str | None = option(
         None, "folder or hub id that describes a checkpoint; null: its family's on the hub"
     )
+    vae: str | None = option(
+        None,
+        "VAE in the place of the model's own, or for a file without: .safetensors file, folder or hub id",
+    )
     variant: str | None = option(None, "of the files in a folder, such as fp16")
     without: tuple[str, ...] = option(
         (), "text encoders that are left out to save memory: t5xxl of Stable Diffusion 3, 9.5 GB in bfloat16"

@@ -29,6 +29,7 @@ from ...shared.sampling import Conditioning, Guidance, rollout
 from ...shared.schedulers import LinearSampler, linear_sampler
 from ...shared.seeds import starting_noise
 from ..configuration.config import check_size
+from .file_parts import FilePart
 from .header import Header
 from .marks import with_marks
 
@@ -117,6 +118,7 @@ class DiffusionModel(ImageModel):
     architecture: as adapter files call it.  title: for people.  guidance_scale: usual for the family.
     pipelines: diffusers classes that a model_index.json may name.
     marks: beginnings of keys that, together, only this family's complete single-file checkpoints have.
+    file_parts: networks of such files.
     network_marks: of those without the text encoders, where `from_network_file` reads such files.
     file_needs_config: what such a file leaves open, where it does.
     optional: text encoders that a model can do without, and what diffusers calls the parts of each.
@@ -127,6 +129,7 @@ class DiffusionModel(ImageModel):
     guidance_scale: ClassVar[float]
     pipelines: ClassVar[tuple[str, ...]]
     marks: ClassVar[tuple[str, ...]]
+    file_parts: ClassVar[tuple[FilePart, ...]]
     network_marks: ClassVar[tuple[str, ...]] = ()
     load_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     file_needs_config: ClassVar[str] = ""
@@ -165,11 +168,12 @@ class DiffusionModel(ImageModel):
 
     @classmethod
     def from_network_file(
-        cls, path: Path, keys: frozenset[str], config: str, left_out: Mapping[str, None], **options: Any
+        cls, path: Path, keys: frozenset[str], config: str, given: Mapping[str, Any], **options: Any
     ) -> Any:
         """The pipeline of a file that has `network_marks`.
 
-        config: folder or hub id that what the file lacks comes from.  left_out: parts that are not wanted.
+        config: folder or hub id that what the file lacks comes from.  given: parts from elsewhere; None where
+        they are not wanted.
         options: of diffusers' loaders.
         """
         raise NotImplementedError
@@ -243,7 +247,30 @@ class DiffusionModel(ImageModel):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         side = self.side or self.network.config["sample_size"]
-        return self.network.config["in_channels"], side, side
+        return self.network.config["out_channels"], side, side
+
+    def network_inputs(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) with what an inpainting U-Net is told besides, (B, 9, h, w).
+
+        It is told that nothing of the picture is known, as A1111 (`txt2img_image_conditioning`) and ComfyUI
+        do for a text alone: a mask of ones and the latents of a grey picture. Others take the latents alone.
+        """
+        if self.network.config["in_channels"] == latents.shape[1]:
+            return latents
+        blank = self._blank(latents.shape[-2], latents.shape[-1]).to(latents).expand(len(latents), -1, -1, -1)
+        return torch.cat([latents, torch.ones_like(latents[:, :1]), blank], dim=1)
+
+    @torch.no_grad()
+    def _blank(self, *size: int) -> Tensor:
+        """(1, C, h, w), made once for each size."""
+        made = vars(self).setdefault("_blanks", {})
+        if size not in made:
+            grey = torch.zeros(1, 3, *(LATENT_FACTOR * n for n in size), device=self.device)
+            made[size] = (
+                self.vae.encode(grey.to(self.vae.dtype)).latent_dist.mode()
+                * self.vae.config["scaling_factor"]
+            )
+        return made[size]
 
     def sampler(self, steps: int) -> LinearSampler:
         return linear_sampler(self.scheduler, steps)

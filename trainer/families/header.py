@@ -3,7 +3,7 @@ the file is read for it, whatever its size."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from ...shared.errors import FairAdapterError
 
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # safetensors' words
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -26,7 +27,7 @@ class Header:
     metadata: Mapping[str, str]
 
     @classmethod
-    def read(cls, path: Path) -> Header:
+    def read(cls, path: Path, remedy: str = "download it again") -> Header:
         """Raises FairAdapterError for a pickle, and for what is no safetensors file or is cut short."""
         if path.suffix.lower() in PICKLES:
             raise FairAdapterError(
@@ -41,8 +42,18 @@ class Header:
         except (OSError, SafetensorError) as error:
             found = " ".join(str(error).split())[:200].rstrip(".")
             raise FairAdapterError(
-                f"{path}: expected a .safetensors checkpoint, found {found}; download it again"
+                f"{path}: expected a .safetensors checkpoint, found {found}; {remedy}"
             ) from error
+
+    def check_kinds(self, names: Iterable[str]) -> None:
+        """Raises FairAdapterError for tensors of these names that are no floating-point numbers."""
+        for name in sorted(names):
+            if self.kinds[name] not in FLOATS:
+                raise FairAdapterError(
+                    f"{self.path}: expected weights in float16, bfloat16 or float32, found '{name}' as "
+                    f"{self.kinds[name]}, which is nothing without the scales that it was quantised with; "
+                    "download the model in float16 or bfloat16"
+                )
 
     @cached_property
     def keys(self) -> frozenset[str]:

@@ -28,12 +28,12 @@ from ..configuration.settings import unknown
 from .base import DiffusionModel
 from .header import PICKLES, Header
 from .marks import ZERO_SNR, refuse_edm, refuse_edm_pipeline
+from .single_file import read, read_vae, refuse_channels, refuse_other_models
+from .weights import check_finite, check_folder
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-SCALED = ("scaled_fp8", "scale_weight", "weight_scale", "scale_input", "input_scale")  # ends of keys
 LINEAR = {"clip_sample": False, "thresholding": False, "stochastic_sampling": False}  # what samplers must be
 PROBE = 4  # steps by which a scheduler shows what it is
-NETWORK_CHANNELS = (4, 16)  # of the latents; others also take a mask or a picture
 
 
 @cache
@@ -56,6 +56,7 @@ def load(
     config: str | None = None,
     variant: str | None = None,
     without: Sequence[str] | None = None,
+    vae: str | None = None,
 ) -> DiffusionModel:
     """A base model, frozen and in evaluation mode.
 
@@ -63,24 +64,34 @@ def load(
     config: diffusers folder or hub id that describes a checkpoint; None is the hub's for its family.
     variant: such as "fp16", for folders that name their files so.
     without: text encoders that are left out, of those that the family can do without.
-    Raises FairAdapterError for what is missing, broken, of no known family, or unreachable.
+    vae: .safetensors file, diffusers folder or hub id of a VAE in the place of the model's own, or for a file
+    that has none.
+    Raises FairAdapterError for what is missing, broken, quantised, of no known family, or unreachable, and
+    for numbers that are not finite.
     """
     coarse = dtype == torch.bfloat16  # which model it is shows in finer weights alone
     with quiet():
-        model = _load(source, torch.float16 if coarse else dtype, config, variant, without or ())
+        model = _load(source, torch.float16 if coarse else dtype, config, variant, without or (), vae)
         if coarse:
             model.hash = weights_hash(*model.ends)
             for part in model.parts().values():
                 part.to(dtype)
-    return model.to(device)
+    model.to(device)
+    check_finite(model, source, vae)
+    return model
 
 
 def _load(
-    source: Path | str, dtype: torch.dtype, config: str | None, variant: str | None, without: Sequence[str]
+    source: Path | str,
+    dtype: torch.dtype,
+    config: str | None,
+    variant: str | None,
+    without: Sequence[str],
+    vae: str | None,
 ) -> DiffusionModel:
     path, name = Path(source), Path(source).as_posix()
     if path.is_file():
-        pipeline, kinds = _from_file(path, dtype, config, without)
+        pipeline, kinds = _from_file(path, dtype, config, without, vae)
     elif path.is_dir() and not (path / "model_index.json").is_file():
         raise FairAdapterError(
             f"{path}: expected a diffusers folder with model_index.json, found none; for the embedded model "
@@ -90,7 +101,7 @@ def _load(
         raise FairAdapterError(f"{source}: expected a checkpoint, found no such file; check model.path")
     elif path.is_dir() or HUB_ID.fullmatch(name):
         place = str(path) if path.is_dir() else name
-        pipeline, kinds = _from_folder(place, path.is_dir(), dtype, variant, without)
+        pipeline, kinds = _from_folder(place, path.is_dir(), dtype, variant, without, vae)
     else:
         raise FairAdapterError(
             f"{source}: expected a diffusers folder, a .safetensors checkpoint or a hub id such as "
@@ -101,16 +112,23 @@ def _load(
         raise FairAdapterError(f"{source}: expected a model of {_titles()}, found none that this reads")
     model = fitting[-1].from_pipeline(pipeline)
     refuse_edm_pipeline(source, model.scheduler, model.vae)
-    if model.network.config["in_channels"] not in NETWORK_CHANNELS:
+    refuse_channels(source, model.network.config["in_channels"])
+    latents, found = model.vae.config["latent_channels"], model.network.config["out_channels"]
+    if latents != found:
         raise FairAdapterError(
-            f"{source}: expected a text-to-image model, found one that takes more than latents (inpainting, "
-            "depth); choose the family's base model"
+            f"{vae or source}: expected a VAE of {found} latent channels for a {model.title} model, found "
+            f"one of {latents}; choose a VAE of that family"
         )
     return model
 
 
 def _from_folder(
-    name: str, local: bool, dtype: torch.dtype, variant: str | None, without: Sequence[str]
+    name: str,
+    local: bool,
+    dtype: torch.dtype,
+    variant: str | None,
+    without: Sequence[str],
+    vae: str | None,
 ) -> tuple[Any, list[type[DiffusionModel]]]:
     try:
         index: Any = diffusers.DiffusionPipeline.load_config(name, local_files_only=local)
@@ -119,7 +137,11 @@ def _from_folder(
         if not kinds:
             known = ", ".join(dict.fromkeys(p for kind in families() for p in kind.pipelines))
             raise FairAdapterError(f"{name}: expected a pipeline of {_titles()} ({known}), found {pipeline}")
-        options = {**kinds[0].load_options, **kinds[0].leave_out(without)}
+        options: dict[str, Any] = {**kinds[0].load_options, **kinds[0].leave_out(without)}
+        if local:
+            check_folder(Path(name), kinds[0], variant)
+        if vae is not None:
+            options["vae"] = read_vae(vae, name, dtype)
         loaded = getattr(diffusers, pipeline).from_pretrained(
             name, dtype=dtype, variant=variant, local_files_only=local, **options
         )
@@ -139,19 +161,18 @@ def _from_folder(
 
 
 def _from_file(
-    path: Path, dtype: torch.dtype, config: str | None, without: Sequence[str]
+    path: Path,
+    dtype: torch.dtype,
+    config: str | None,
+    without: Sequence[str],
+    vae: str | None,
 ) -> tuple[Any, list[type[DiffusionModel]]]:
     header = Header.read(path)
-    keys = header.keys
-    if any(key.endswith(SCALED) for key in keys):
-        raise FairAdapterError(
-            f"{path}: expected weights in float16, bfloat16 or float32, found scaled float8, which diffusers "
-            "would read without the scales; download the model in float16 or bfloat16"
-        )
-    kind = family_of_keys(keys, path)
+    refuse_other_models(header)
     refuse_edm(header)
-    whole, left_out = _has(keys, kind.marks), kind.leave_out(without)
-    if config is None and not whole:
+    kind = family_of_keys(header.keys, path)
+    left_out = kind.leave_out(without)
+    if config is None and not header.has(*kind.marks):
         raise FairAdapterError(
             f"{path}: a {kind.title} checkpoint without its text encoders; set model.config to a diffusers "
             "folder or hub id of the model that it was made from, which they are taken from"
@@ -161,23 +182,24 @@ def _from_file(
             f"{path}: a {kind.title} checkpoint does not say {kind.file_needs_config}; set model.config to a "
             "diffusers folder or hub id of the model that it was made from"
         )
-    options = {"dtype": dtype, "local_files_only": config is not None and Path(config).is_dir()}
     try:
-        if config is not None and not whole:
-            loaded = kind.from_network_file(path, keys, config, left_out, **options)
-            kind.finish_file(loaded, header)
-            return loaded, [kind]
-        loader = getattr(diffusers, kind.pipelines[0])
-        options |= {**kind.load_options, **kind.file_options(keys), **left_out}
-        loaded = loader.from_single_file(str(path), config=config, **options)
+        other = None if vae is None else read_vae(vae, config, dtype)
+        loaded = read(kind, header, dtype, config, left_out, other)
         kind.finish_file(loaded, header)
     except FairAdapterError:
         raise
     except Exception as error:  # diffusers, hub clients and tokenizers raise dozens of kinds
+        remedy = (
+            "what it lacks (configuration, tokenizer, in some files the text encoders) comes from the hub: "
+            "go online once, or set model.config to a diffusers folder of its family"
+        )
+        if config is not None:
+            remedy = (
+                f"check that model.config ({config}) is a whole diffusers folder, or hub id, of its family, "
+                "and that the file is complete"
+            )
         raise FairAdapterError(
-            f"{path}: expected a {kind.title} checkpoint that loads, found {_line(error)}; what it lacks "
-            "(configuration, tokenizer, in some files the text encoders) comes from the hub: go online once, "
-            "or set model.config to a diffusers folder of its family"
+            f"{path}: expected a {kind.title} checkpoint that loads, found {_line(error)}; {remedy}"
         ) from error
     return loaded, [kind]
 

@@ -25,6 +25,7 @@ from ...shared.lora import TEXT_PREFIX, unet_layers
 from ...shared.sampling import Conditioning
 from ...shared.soft_prompt import masked_prompt_ids, prompt_ids, spliced
 from .base import DiffusionModel, Soft, TextEncoder
+from .file_parts import UNET_PART, VAE_PART, clip_part
 
 PORTRAIT = Path(__file__).resolve().parents[2] / "shared" / "portrait"
 
@@ -41,8 +42,13 @@ class StableDiffusion(DiffusionModel):
     architecture = "sd1"
     title = "Stable Diffusion 1.x"
     guidance_scale = 7.5
-    pipelines = ("StableDiffusionPipeline",)
+    pipelines = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline")
     marks = ("cond_stage_model.transformer.",)
+    file_parts = (
+        clip_part("text_encoder", CLIPTextModel, "cond_stage_model.transformer."),
+        UNET_PART,
+        VAE_PART,
+    )
     load_options = MappingProxyType(  # the last is of a class that transformers has no more, in old folders
         {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None}
     )
@@ -126,7 +132,8 @@ class StableDiffusion(DiffusionModel):
     def denoise(self, inputs: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The U-Net's output (B, 4, h, w) for scaled latents of that shape."""
         dtype = self.unet.dtype
-        return self.unet(inputs.to(dtype), timesteps, conditioning["text"].to(dtype)).sample
+        inputs = self.network_inputs(inputs).to(dtype)
+        return self.unet(inputs, timesteps, conditioning["text"].to(dtype)).sample
 
     @property
     def ends(self) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import CLIPTextModel
+
 from ...shared.adapter_info import FamilyNames
+from .file_parts import UNET_PART, VAE_PART, FilePart, always
+from .layout import open_clip_key
 from .stable_diffusion import StableDiffusion
 
 
@@ -22,6 +26,11 @@ class StableDiffusion2(StableDiffusion):
     architecture = "sd2"
     title = "Stable Diffusion 2.x"
     marks = ("cond_stage_model.model.",)
+    file_parts = (
+        FilePart("text_encoder", CLIPTextModel, "cond_stage_model.model.", always(open_clip_key)),
+        UNET_PART,
+        VAE_PART,
+    )
     file_needs_config = "whether it predicts the noise (512 px) or v (768 px)"
     encoder_name = "clip_h"
 

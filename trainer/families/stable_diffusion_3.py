@@ -23,7 +23,7 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
 
 from ...shared.adapter_info import FamilyNames
 from ...shared.errors import FairAdapterError
@@ -32,7 +32,9 @@ from ...shared.sampling import Conditioning
 from ...shared.schedulers import LinearSampler, linear_sampler
 from ...shared.soft_prompt import prompt_ids, spliced
 from .base import DiffusionModel, Soft, TextEncoder
+from .file_parts import NETWORK, VAE_PART, FilePart, always, clip_part
 from .header import Header
+from .layout import mmdit_key, same_key
 from .marks import marked
 from .stable_diffusion_xl import clip_output
 
@@ -49,6 +51,31 @@ class StableDiffusion3(DiffusionModel):
     guidance_scale = 4.5
     pipelines = ("StableDiffusion3Pipeline",)
     marks = ("model.diffusion_model.joint_blocks.", "text_encoders.clip_l.")
+    file_parts = (
+        clip_part(
+            "text_encoder",
+            CLIPTextModelWithProjection,
+            "text_encoders.clip_l.transformer.",
+            ("text_projection.weight",),  # the identity
+        ),
+        clip_part("text_encoder_2", CLIPTextModelWithProjection, "text_encoders.clip_g.transformer."),
+        FilePart(
+            "text_encoder_3",
+            T5EncoderModel,
+            "text_encoders.t5xxl.transformer.",
+            always(same_key),
+            tied=("shared.weight", "encoder.embed_tokens.weight"),
+        ),
+        FilePart(
+            "transformer",
+            SD3Transformer2DModel,
+            NETWORK,
+            always(mmdit_key),
+            small=(("pos_embed_max_size", 2),),
+            unsized=("pos_embed",),
+        ),
+        VAE_PART,
+    )
     network_marks = ("model.diffusion_model.joint_blocks.",)
     optional = MappingProxyType({"t5xxl": ("text_encoder_3", "tokenizer_3")})
 
@@ -97,17 +124,17 @@ class StableDiffusion3(DiffusionModel):
 
     @classmethod
     def from_network_file(
-        cls, path: Path, keys: frozenset[str], config: str, left_out: Mapping[str, None], **options: Any
+        cls, path: Path, keys: frozenset[str], config: str, given: Mapping[str, Any], **options: Any
     ) -> Any:
         """The transformer, and the VAE if it is there: how Stability AI publishes SD 3 and 3.5."""
         kinds: dict[str, Any] = {"transformer": SD3Transformer2DModel}
-        if any(key.startswith("first_stage_model.") for key in keys):
+        if "vae" not in given and any(key.startswith("first_stage_model.") for key in keys):
             kinds["vae"] = AutoencoderKL
         own = {
             name: kind.from_single_file(str(path), config=config, subfolder=name, **options)
             for name, kind in kinds.items()
         }
-        return StableDiffusion3Pipeline.from_pretrained(config, **own, **left_out, **options)
+        return StableDiffusion3Pipeline.from_pretrained(config, **own, **given, **options)
 
     def to(self, device: torch.device | str) -> StableDiffusion3:
         """As for every model; the VAE in float32 where float16 would overflow in it."""

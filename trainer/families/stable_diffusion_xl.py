@@ -20,6 +20,8 @@ from ...shared.lora import unet_layers
 from ...shared.sampling import Conditioning
 from ...shared.soft_prompt import prompt_ids, spliced
 from .base import LATENT_FACTOR, DiffusionModel, Soft, TextEncoder
+from .file_parts import UNET_PART, VAE_PART, FilePart, always, clip_part
+from .layout import open_clip_key
 
 
 @dataclass
@@ -33,8 +35,19 @@ class StableDiffusionXL(DiffusionModel):
     architecture = "sdxl"
     title = "Stable Diffusion XL"
     guidance_scale = 7.0
-    pipelines = ("StableDiffusionXLPipeline",)
+    pipelines = ("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline")
     marks = ("conditioner.embedders.1.model.",)
+    file_parts = (
+        clip_part("text_encoder", CLIPTextModel, "conditioner.embedders.0.transformer."),
+        FilePart(
+            "text_encoder_2",
+            CLIPTextModelWithProjection,
+            "conditioner.embedders.1.model.",
+            always(open_clip_key),
+        ),
+        UNET_PART,
+        VAE_PART,
+    )
 
     tokenizer: CLIPTokenizer
     tokenizer_2: CLIPTokenizer
@@ -117,8 +130,8 @@ class StableDiffusionXL(DiffusionModel):
             "text_embeds": conditioning["pooled"].to(dtype),
             "time_ids": _time_ids(height, width, inputs.device, dtype).expand(len(inputs), 6),
         }
-        text = conditioning["text"].to(dtype)
-        return self.unet(inputs.to(dtype), timesteps, text, added_cond_kwargs=added).sample
+        text, inputs = conditioning["text"].to(dtype), self.network_inputs(inputs).to(dtype)
+        return self.unet(inputs, timesteps, text, added_cond_kwargs=added).sample
 
     @property
     def ends(self) -> tuple[Tensor, Tensor]:

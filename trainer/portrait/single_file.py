@@ -17,61 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...shared.errors import FairAdapterError
-
-Rules = tuple[tuple[str, str], ...]
-
-RESNET: Rules = (
-    (r"\.norm1\.", ".in_layers.0."), (r"\.conv1\.", ".in_layers.2."), (r"\.norm2\.", ".out_layers.0."),
-    (r"\.conv2\.", ".out_layers.3."), (r"\.time_emb_proj\.", ".emb_layers.1."),
-    (r"\.conv_shortcut\.", ".skip_connection."),
-)  # fmt: skip
-UNET: Rules = (
-    (r"^time_embedding\.linear_1\.", "time_embed.0."), (r"^time_embedding\.linear_2\.", "time_embed.2."),
-    (r"^conv_in\.", "input_blocks.0.0."), (r"^conv_norm_out\.", "out.0."), (r"^conv_out\.", "out.2."),
-    (r"^mid_block\.attentions\.0\.", "middle_block.1."), (r"^mid_block\.resnets\.0\.", "middle_block.0."),
-    (r"^mid_block\.resnets\.1\.", "middle_block.2."),
-)  # fmt: skip
-VAE: Rules = (
-    (r"mid_block\.attentions\.0\.", "mid.attn_1."), (r"mid_block\.resnets\.0\.", "mid.block_1."),
-    (r"mid_block\.resnets\.1\.", "mid.block_2."), (r"conv_norm_out", "norm_out"),
-    (r"conv_shortcut", "nin_shortcut"), (r"\.group_norm\.", ".norm."), (r"\.to_([qkv])\.", r".\1."),
-    (r"\.to_out\.0\.", ".proj_out."), (r"encoder\.down_blocks\.(\d)\.resnets\.", r"encoder.down.\1.block."),
-    (r"encoder\.down_blocks\.(\d)\.downsamplers\.0\.", r"encoder.down.\1.downsample."),
-)  # fmt: skip
-
-
-def unet_key(key: str) -> str:
-    """diffusers -> ldm name of a U-Net tensor of SD1 topology (4 levels, 2 layers per block)."""
-    key = _apply(UNET, key)
-    where = re.match(r"(down|up)_blocks\.(\d)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.", key)
-    if where:
-        way, level, part, index = where[1], int(where[2]), where[3], int(where[4])
-        layers, rest = (2 if way == "down" else 3), key[where.end() :]
-        if part == "downsamplers":
-            return f"input_blocks.{3 * (level + 1)}.0.{rest.replace('conv.', 'op.')}"
-        if part == "upsamplers":
-            return f"output_blocks.{3 * level + 2}.{1 if level == 0 else 2}.{rest}"
-        block = 3 * level + index + (1 if way == "down" else 0)
-        assert index < layers, key
-        key = (
-            f"{'input' if way == 'down' else 'output'}_blocks.{block}.{0 if part == 'resnets' else 1}.{rest}"
-        )
-    return key if ".transformer_blocks." in key else _apply(RESNET, key)
-
-
-def vae_key(key: str) -> str:
-    """diffusers -> ldm name of an autoencoder tensor with 4 levels; the decoder's levels count backwards."""
-    key = _apply(VAE, key)
-    key = re.sub(r"decoder\.up_blocks\.(\d)\.resnets\.", lambda m: f"decoder.up.{3 - int(m[1])}.block.", key)
-    return re.sub(
-        r"decoder\.up_blocks\.(\d)\.upsamplers\.0\.", lambda m: f"decoder.up.{3 - int(m[1])}.upsample.", key
-    )
-
-
-def _apply(rules: Rules, key: str) -> str:
-    for pattern, replacement in rules:
-        key = re.sub(pattern, replacement, key)
-    return key
+from ..families.layout import clip_key, unet_key, vae_key
 
 
 def checkpoint_tensors(folder: Path) -> dict[str, Tensor]:
@@ -88,8 +34,7 @@ def checkpoint_tensors(folder: Path) -> dict[str, Tensor]:
         as_convolution = re.search(r"attn_1\.(q|k|v|proj_out)\.weight$", name) is not None
         tensors[f"first_stage_model.{name}"] = value[:, :, None, None] if as_convolution else value
     for key, value in _weights(folder / "text_encoder" / "model.safetensors").items():
-        name = key if key.startswith("text_model.") else f"text_model.{key}"
-        tensors[f"cond_stage_model.transformer.{name}"] = value
+        tensors[f"cond_stage_model.transformer.{clip_key(key)}"] = value
     return {key: value.contiguous() for key, value in tensors.items()}
 
 

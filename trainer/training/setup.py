@@ -165,7 +165,8 @@ def _adaptation(config: Config) -> AdaptationConfig:
 
 def load_base(config: ModelConfig, device: torch.device | str) -> DiffusionModel:
     """The base model as configured. Raises FairAdapterError for what it can't be or can't do."""
-    options: dict[str, Any] = {"config": config.config, "variant": config.variant, "without": config.without}
+    names = ("config", "variant", "without", "vae")
+    options: dict[str, Any] = {name: getattr(config, name) for name in names}
     model = load_model(model_folder(config.path), device, weights_dtype(config.dtype, device), **options)
     if config.size is not None:
         model.resize(config.size)
