@@ -4,7 +4,8 @@ A name is the path of a file below its folder, with "/" between folders, so that
 be checked: it must lie inside one of the folders. Of files with one name the first folder's wins.
 
 Lists read headers alone, and go on past a file that can't be read: it is shown with the reason. What is
-inside the tensors is checked when the file is loaded.
+inside the tensors is checked when the file is loaded; what is found wrong then stands in lists, too, until
+the file changes.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class AdapterLibrary:
     def __init__(self, folders: Sequence[Path | str] = (SHIPPED,)) -> None:
         self.folders = tuple(Path(folder) for folder in folders)
         self._adapters: dict[Path, tuple[tuple[int, int], FairnessAdapter]] = {}
-        self._outlines: dict[Path, tuple[tuple[int, int], AdapterOutline | FairAdapterError]] = {}
+        self._outlines: dict[Path, tuple[tuple[int, int], AdapterOutline | str]] = {}
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
@@ -118,7 +119,11 @@ class AdapterLibrary:
         with self._lock:
             kept = self._adapters.pop(path, None)
             if kept is None or kept[0] != version:
-                kept = (version, FairnessAdapter.read(path))
+                try:
+                    kept = (version, FairnessAdapter.read(path))
+                except FairAdapterError as error:
+                    self._remember(path, version, error)
+                    raise
             self._adapters[path] = kept  # the last used stands last
             while len(self._adapters) > KEPT:
                 del self._adapters[next(iter(self._adapters))]
@@ -129,15 +134,22 @@ class AdapterLibrary:
         path = self.path(name)
         version = _version(path)
         kept = self._outlines.get(path)
-        if kept is None or kept[0] != version:
-            try:
-                kept = (version, read_outline(path))
-            except FairAdapterError as error:
-                kept = (version, error)
-            self._outlines[path] = kept
-        if isinstance(kept[1], FairAdapterError):
-            raise FairAdapterError(str(kept[1]))
-        return kept[1]
+        if kept is not None and kept[0] == version:
+            if isinstance(kept[1], str):
+                raise FairAdapterError(kept[1])
+            return kept[1]
+        try:
+            outline = read_outline(path)
+        except FairAdapterError as error:
+            self._remember(path, version, error)
+            raise
+        self._outlines[path] = (version, outline)
+        return outline
+
+    def _remember(self, path: Path, version: tuple[int, int], error: FairAdapterError) -> None:
+        """What is wrong with this version of a file; a disk or permission may be better the next time."""
+        if not isinstance(error.__cause__, OSError):
+            self._outlines[path] = (version, str(error))
 
     def summary(self, name: str) -> AdapterSummary:
         """What a list shows of one file, from its header; a damaged file gives one with `error`.

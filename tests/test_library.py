@@ -155,14 +155,33 @@ def test_lists_read_headers_alone(library: AdapterLibrary, monkeypatch: pytest.M
     assert library.load("wide").layers[layer] == (7, 2**20) and sum(taken) > path.stat().st_size - header
 
 
+def test_a_file_that_could_not_be_read_is_tried_again(
+    library: AdapterLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network drive that comes back: the file itself has not changed."""
+
+    def gone(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", gone)
+        assert "Input/output error" in library.summary("last").error
+        with pytest.raises(FairAdapterError, match="check its permissions and disk"):
+            library.load("last")
+    assert not library.summary("last").error and library.load("last").info.name == "tiny-fair"
+
+
 def test_content_is_checked_when_it_is_loaded(library: AdapterLibrary) -> None:
     path = library.path("last")
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)
     assert not library.summary("last").error
-    with pytest.raises(FairAdapterError, match="the file is damaged"):
+    with pytest.raises(FairAdapterError, match="the file is damaged") as error:
         library.load("last")
+    assert library.summary("last").error == str(error.value), "what loading found stands in the list"
+    os.utime(path, ns=(1, 1))
+    assert not library.summary("last").error
     path.write_bytes(data[:-9])
     assert "bytes that do not read as one" in library.summary("last").error
 
