@@ -18,13 +18,13 @@ from ..shared.adapter_info import BaseModel
 from ..shared.bars import FaceBars, draw_faces
 from ..shared.errors import FairAdapterError
 from ..shared.images import to_tensor
-from ..shared.live import LiveBars, LiveFrame, readings_dict
-from ..shared.statistics import FairnessStatistics
+from ..shared.live import LiveBars, LiveFrame
 from . import infotext, views
 from .injection import NativeStore, insert_all, strip, visible_words
 from .job import CHANGES, JOB, Job, Picture, job_of
+from .outcome import Outcome
 from .records import PictureRecord, face_to_list
-from .request import IN_PROMPT, FairRequest, is_enabled, read_request, with_changes
+from .request import IN_PROMPT, is_enabled, read_request, readable_part, with_changes
 from .service import FairService, LastResult, check_base
 
 CHUNK = "fair_adapter"  # name of the PNG chunk
@@ -33,6 +33,10 @@ ORDINARY, NEGATIVE = ("prompts", "hr_prompts"), ("negative_prompts", "hr_negativ
 
 class Host(Protocol):
     """What a generation needs of the program around it."""
+
+    def click(self) -> Any:
+        """The same for all generations that one click or request asked for; None where that is not known."""
+        ...
 
     def base_model(self) -> BaseModel: ...
 
@@ -65,6 +69,7 @@ class Generation:
     def __init__(self, service: FairService, host: Host, origin: str) -> None:
         self.service, self.host, self.origin = service, host, origin
         self._job: Job | None = None
+        self._outcome = Outcome()
 
     # ---- before sampling
 
@@ -74,13 +79,15 @@ class Generation:
             self._end_live(self._job)
         self._job = None
         self.service.monitor.end()
-        self.service.last[self.origin] = LastResult()
+        if self._outcome.begin(self.host.click()):
+            self.service.last[self.origin] = LastResult()
         changes: Mapping[str, Any] | None = getattr(p, CHANGES, None)
         if not is_enabled(arguments) and not changes:
             if getattr(p, JOB, None) is not None:
                 setattr(p, JOB, None)
             return None
-        job = self._job = Job(FairRequest(), self.origin)
+        asked, refused = readable_part(arguments, changes)
+        job = self._job = Job(asked, self.origin, refused)
         setattr(p, JOB, job)
         try:
             request = read_request(arguments)
@@ -123,6 +130,8 @@ class Generation:
         job.adapter, job.weights, job.files = adapter, weights, files
         used = weights.content_hash if weights.soft or weights.lora else ""
         entries = infotext.describe(request, text, used)
+        if wanted.ignored:  # the adapter is in use, but for another target than was asked for
+            job.error = entries[infotext.ERROR] = self.service.public("; ".join(wanted.ignored))
         p.extra_generation_params.update(entries)
         if request.place == IN_PROMPT:
             self._write_into_prompts(p, job)
@@ -257,6 +266,7 @@ class Generation:
                 "adapter": job.request.adapter,
                 "target": infotext.readable(job.target) if job.target else "",
                 "strength": job.request.strength,
+                **({"error": job.error} if job.error else {}),
                 "classifier": self.service.reader().classifier.identity,
                 "faces": [face_to_list(face) for face in faces],
             }
@@ -301,32 +311,8 @@ class Generation:
         return rows
 
     def _result(self, p: Any, job: Job) -> LastResult:
-        heading = "Faces of this batch"
-        if job.weights is not None:
-            target = views.spaced(infotext.readable(job.weights.target))
-            heading = f"{job.request.adapter} at {target}, strength {job.request.strength:g}"
-        if not job.pictures:
-            return LastResult(views.message(job.notes), {"notes": job.notes, "pictures": []})
-        attributes = self.service.reader().attributes
-        statistics = FairnessStatistics(attributes)
-        ordered = sorted(job.pictures.items())
-        statistics.add([picture.faces for _, picture in ordered])
-        tiles = [
-            (picture.small, picture.small_faces, _at(getattr(p, "all_prompts", []), index, ""))
-            for index, picture in ordered
-        ]
-        html = views.panel(statistics, tiles, heading, job.notes, job.target)
-        data = {
-            "origin": self.origin,
-            "adapter": job.request.adapter,
-            "target": infotext.readable(job.target) if job.target else "",
-            "strength": job.request.strength,
-            "notes": job.notes,
-            "note": statistics.note(),
-            "statistics": [row.to_dict() for row in statistics.measure(job.target)],
-            **readings_dict([picture.faces for _, picture in ordered], attributes, job.target),
-        }
-        return LastResult(html if self.service.options().panel else "", data)
+        self._outcome.add(job, getattr(p, "all_prompts", None) or [])
+        return self._outcome.result(lambda: self.service.reader().attributes, self.service.options().panel)
 
     # ---- telling the user
 
@@ -350,10 +336,10 @@ class Generation:
         line = self.service.public(explain(error))
         self.note(p, job, line)
         job.weights = job.files = None
+        job.error = line
         for key in infotext.KEYS:
             p.extra_generation_params.pop(key, None)
-        p.extra_generation_params[infotext.ADAPTER] = job.request.adapter
-        p.extra_generation_params[infotext.ERROR] = line
+        p.extra_generation_params.update(infotext.describe_failure(job.request, line, job.refused))
         self.service.last[self.origin] = LastResult(views.message([line], "error"), {"notes": [line]})
 
 

@@ -43,8 +43,15 @@ class WebuiHost:
         return self._base[1]
 
     def loaded_model(self) -> BaseModel | None:
-        """`base_model`, or None while Forge has a placeholder in its stead: until the first generation."""
-        return self.base_model() if getattr(shared.sd_model, "sd_checkpoint_info", None) else None
+        """`base_model`, or None without one: Forge has a placeholder until the first generation, and A1111
+        would load it there and then, while the page waits."""
+        data = getattr(sys.modules.get("modules.sd_models"), "model_data", None)
+        model = shared.sd_model if data is None else data.sd_model
+        return self.base_model() if getattr(model, "sd_checkpoint_info", None) else None
+
+    def click(self) -> Any:
+        """The same for all generations that one click or request asked for; None if the host doesn't say."""
+        return getattr(shared.state, "time_start", None)
 
     # ---- tokens and LoRA
 
@@ -134,7 +141,11 @@ def webui_service() -> FairService:
     """The service of this process, with the adapter folder of the settings or models/fair_adapters."""
     chosen = webui_options().folder.strip()
     folder = Path(chosen) if chosen else Path(paths.models_path) / "fair_adapters"
-    return FairService([folder], options=webui_options, device=lambda: str(devices.device))
+    given = (getattr(shared.cmd_opts, name, None) for name in ("embeddings_dir", "lora_dir"))
+    roots = [Path(place).parent for place in given if place]
+    named = (getattr(paths, name, None) for name in ("script_path", "data_path", "models_path"))
+    roots += [Path(place) for place in named if place]
+    return FairService([folder], options=webui_options, device=lambda: str(devices.device), roots=roots)
 
 
 def add_settings() -> None:

@@ -7,7 +7,7 @@ they say something, `Fair tokens` and `Fair error`. The host quotes values with 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..shared.adapter_info import STRENGTHS
@@ -33,6 +33,16 @@ def describe(request: FairRequest, target: str = "", content_hash: str = "") -> 
     entries: dict[str, Any] = {ADAPTER: request.adapter, TARGET: target, STRENGTH: request.strength}
     entries |= {HASH: content_hash} if content_hash else {}
     return entries | ({TOKENS: request.place} if request.place != HIDDEN else {})
+
+
+def describe_failure(request: FairRequest, reason: str, refused: Sequence[str] = ()) -> dict[str, Any]:
+    """Entries where the adapter could not be used: what was asked for, as it was written, and why not.
+
+    refused: names of values that did not read; the request's own are defaults.
+    """
+    entries = {**describe(request, request.target), ERROR: reason}
+    unknown = [STRENGTH] if "strength" in refused else []
+    return {k: v for k, v in entries.items() if v != "" and k not in unknown}
 
 
 def readable(target: TargetDistribution) -> str:
@@ -117,6 +127,9 @@ FIELDS = (  # of the first widgets of `request.ARGUMENTS`, in that order
     PasteField(STRENGTH, pasted_strength),
     PasteField(TOKENS, pasted_place),
 )
+SETTLED = PasteField(
+    "Fair settled", is_on
+)  # that somebody has chosen: the page then chooses nothing by itself
 
 
 def clean_pasted(parameters: dict[str, Any]) -> None:

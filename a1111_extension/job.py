@@ -36,17 +36,21 @@ class Picture:
 class Job:
     """A generation with us enabled.
 
-    weights, files: None without an adapter, or when it can't be used.  unsaved: the picture read last, until
+    request: where it does not read, what of it does; refused names the rest.
+    weights, files: None without an adapter, or when it can't be used.  error: what of the request is not in
+    the pictures.  unsaved: the picture read last, until
     the host saves it.  calls, step: of the sampling pass in progress, see `Generation.denoised`.
     """
 
     request: FairRequest
     origin: str
+    refused: tuple[str, ...] = ()
     model: str = ""
     target: TargetDistribution | None = None
     adapter: FairnessAdapter | None = None
     weights: AdapterWeights | None = None
     files: NativeFiles | None = None
+    error: str = ""
     notes: list[str] = field(default_factory=list)
     pictures: dict[int, Picture] = field(default_factory=dict)
     unsaved: Picture | None = None

@@ -7,7 +7,6 @@ also send one object with the same names.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -48,7 +47,7 @@ class FairRequest:
             if not isinstance(getattr(self, name), bool):
                 _wrong(name, "true or false", getattr(self, name))
         number = self.strength
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or number != number:
             _wrong("strength", "a number such as 1.0", number)
         if not STRENGTHS[0] <= number <= STRENGTHS[1]:
             _wrong("strength", f"{STRENGTHS[0]:g} to {STRENGTHS[1]:g}", number)
@@ -73,22 +72,43 @@ def is_enabled(arguments: Sequence[Any]) -> bool:
     return arguments[0] not in (False, None)  # whatever else is wrong, `FairRequest` says so
 
 
+def given_values(arguments: Sequence[Any]) -> dict[str, Any]:
+    """Values by name: of a positional list, whose tail may be missing, or of one object in its place."""
+    if arguments and isinstance(arguments[0], Mapping):
+        return {"enabled": True, **arguments[0]}
+    return dict(zip(ARGUMENTS, arguments))
+
+
 def read_request(arguments: Sequence[Any]) -> FairRequest:
-    """The request of a positional list, whose tail may be missing, or of one object in its first place.
+    """The request of a list of arguments.
 
     Raises FairAdapterError for an unknown name and for a value of the wrong kind.
     """
-    if arguments and isinstance(arguments[0], Mapping):
-        given = {"enabled": True, **arguments[0]}
-        unknown = next((name for name in given if name not in ARGUMENTS), None)
-        if unknown is not None:
-            near = difflib.get_close_matches(str(unknown), ARGUMENTS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "leave it out"
-            raise FairAdapterError(
-                f"Fair Adapter argument: expected {', '.join(ARGUMENTS)}, found {str(unknown)[:40]!r}; {hint}"
-            )
-        return FairRequest(**given)
-    return FairRequest(**dict(zip(ARGUMENTS, arguments)))
+    given = given_values(arguments)
+    unknown = next((name for name in given if name not in ARGUMENTS), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(str(unknown), ARGUMENTS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "leave it out"
+        raise FairAdapterError(
+            f"arguments: expected {', '.join(ARGUMENTS)}, found {str(unknown)[:40]!r}; {hint}"
+        )
+    return FairRequest(**given)
+
+
+def readable_part(
+    arguments: Sequence[Any], changes: Mapping[str, Any] | None = None
+) -> tuple[FairRequest, tuple[str, ...]]:
+    """What of a request reads, and the names of what does not: for saying what was asked for where
+    `read_request` refuses it."""
+    given = {**given_values(arguments), **(changes or {})}
+    kept: dict[str, Any] = {}
+    for name, value in given.items():
+        try:
+            FairRequest(**{name: value})
+        except (FairAdapterError, TypeError):
+            continue  # a wrong value, a name that there is not
+        kept[name] = value
+    return FairRequest(**kept), tuple(str(name) for name in given if name not in kept)
 
 
 def with_changes(request: FairRequest, changes: Mapping[str, Any]) -> FairRequest:
@@ -97,6 +117,4 @@ def with_changes(request: FairRequest, changes: Mapping[str, Any]) -> FairReques
 
 
 def _wrong(name: str, expected: str, found: Any) -> None:
-    raise FairAdapterError(
-        f"Fair Adapter argument '{name}': expected {expected}, found {str(found)[:60]!r}; set it again"
-    )
+    raise FairAdapterError(f"argument '{name}': expected {expected}, found {str(found)[:60]!r}; set it again")

@@ -65,9 +65,8 @@ class FairAdapterScript(scripts.Script):
         def accordion(**options: Any) -> Any:
             return InputAccordion(False, label="Fair Adapter", **options)
 
-        controls = ui.build(SERVICE, accordion, self.elem_id, HOST.loaded_model)
-        self.infotext_fields = ui.paste_fields(controls)
-        self.paste_field_names = list(infotext.FIELDS)
+        controls, self.infotext_fields = ui.build(SERVICE, accordion, self.elem_id, HOST.loaded_model)
+        self.paste_field_names = [label for _, label in self.infotext_fields]
         return controls
 
     def after_component(self, component: Any, **kwargs: Any) -> None:

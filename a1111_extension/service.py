@@ -66,6 +66,7 @@ class LastResult:
 class FairService:
     """library: adapters.  records: past readings.  monitor: the live bars.
     options: gives the settings in force.  device: gives where "automatic" reads faces, such as "cuda".
+    roots: folders of the program around us; where on this machine they lie is shown to nobody.
     """
 
     def __init__(
@@ -74,11 +75,15 @@ class FairService:
         data: Path = DATA,
         options: Callable[[], FairOptions] = FairOptions,
         device: Callable[[], str] = lambda: "cpu",
+        roots: Sequence[Path] = (),
     ) -> None:
         self.library = AdapterLibrary([*folders, SHIPPED])
         self.records = RecordStore(data / "statistics.sqlite")
         self.monitor = LiveMonitor()
         self.options = options
+        outer = [root for root in roots if root.is_absolute() and root != root.parent]
+        private = (*self.library.folders, self.records.path.parent, *outer)
+        self._private = sorted({str(folder) for folder in private}, key=len, reverse=True)
         self.last: dict[str, LastResult] = {}
         self._device = device
         self._readers: dict[tuple[str, float], FaceReader] = {}
@@ -96,10 +101,14 @@ class FairService:
             return self._readers[key]
 
     def public(self, line: str) -> str:
-        """A message without the folders of this machine: pictures and answers of the API are passed on."""
-        for folder in (*self.library.folders, self.records.path.parent):
-            line = line.replace(f"{folder}{os.sep}", "")
+        """A message without the folders of this machine: pictures, pages and answers are passed on."""
+        for folder in self._private:
+            line = line.replace(f"{folder}{os.sep}", "").replace(folder, Path(folder).name)
         return line
+
+    def problem(self, error: Exception) -> str:
+        """HTML of an error, for the page."""
+        return views.message([self.public(str(error))], "error")
 
     def say(self, line: str) -> None:
         """Into the log, each line once."""
@@ -113,10 +122,25 @@ class FairService:
 
     def first_choice(self, own: bool = False) -> str:
         """What the menus start with: the first adapter that can be used.  own: of the user's folder alone."""
-        names = self.library.names()
-        if own:  # the shipped adapters are for the small portrait model, which no host has loaded
-            names = [name for name in names if (self.library.folders[0] / name).is_file()]
+        names = self._own_names() if own else self.library.names()
         return next((name for name in names if not self.library.entry(name).error), NO_ADAPTER)
+
+    def fitting_choice(self, base: BaseModel) -> str | None:
+        """The first of the user's adapters that a loaded model takes; None if it takes none."""
+        for name in self._own_names():
+            summary = self.library.entry(name)
+            if summary.error or summary.architecture != base.architecture:
+                continue
+            try:
+                check_base(self.library.load(name), base)
+            except FairAdapterError:
+                continue
+            return name
+        return None
+
+    def _own_names(self) -> list[str]:
+        """The shipped adapters are for the small portrait model, which no host has loaded."""
+        return [name for name in self.library.names() if (self.library.folders[0] / name).is_file()]
 
     def adapter(self, name: str) -> FairnessAdapter | None:
         """The adapter of a menu entry; None for "None". Raises FairAdapterError as the library."""
@@ -172,7 +196,7 @@ class FairService:
             notes = list(check_base(adapter, base)) if base is not None else list(adapter.warnings)
             notes += adapter.targets.resolve(text or None).warnings
         except FairAdapterError as error:
-            return views.message([str(error)], "error")
+            return self.problem(error)
         summary = self.library.entry(name)
         about = f"{summary.title}: {summary.kind}, made for {summary.base}"
         return views.message(notes) + views.message([about], "info")

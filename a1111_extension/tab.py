@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from ..shared.attributes import TargetDistribution
 from ..shared.bar_grid import draw_grid
 from ..shared.errors import FairAdapterError
 from ..shared.images import image_files, open_image, other_files, to_tensor
+from ..shared.library import AdapterSummary
 from ..shared.statistics import FairnessStatistics
 from . import views
 from .injection import NativeStore
@@ -75,8 +77,9 @@ def _library(page: gr.Blocks, service: FairService, host: Folders | None) -> Non
     card = gr.HTML(_card(service, first), elem_id="fair_library_card")
     with gr.Row():
         target = gr.Textbox(
-            _default(service, first), label="Export at the target", elem_id="fair_export_target"
-        )
+            _default(service, first), label="Export at the target", lines=2, max_lines=6, scale=2,
+            elem_id="fair_export_target",
+        )  # fmt: skip
         strength = gr.Slider(
             *STRENGTHS, value=1.0, step=0.05, label="Strength", elem_id="fair_export_strength"
         )
@@ -108,7 +111,7 @@ def export_native(
             loaded, target.strip() or None, name.strip(), store.loras, store.embeddings, strength
         )
     except FairAdapterError as error:
-        return views.message([str(error)], "error")
+        return service.problem(error)
     lines = [f"LoRA: {files.lora}, use <lora:{name.strip()}:1>"] if files.lora else []
     warnings = [*files.weights.warnings, *hosts_note(loaded)]
     if files.embedding:
@@ -116,15 +119,19 @@ def export_native(
         lines.append(f"embedding: {files.embedding}, put {token} first")
         if not host.take_embedding(token, files.embedding):
             warnings.append(f"the loaded model can't take {token}: it is for {loaded.info.base.name}")
-    return views.message(warnings) + views.message(lines, "info")
+    return views.message(map(service.public, warnings)) + views.message(map(service.public, lines), "info")
 
 
 def _table(service: FairService) -> str:
-    return views.library_table(service.library.summaries())
+    return views.library_table([_public(service, entry) for entry in service.library.summaries()])
+
+
+def _public(service: FairService, summary: AdapterSummary) -> AdapterSummary:
+    return replace(summary, error=service.public(summary.error))
 
 
 def _card(service: FairService, name: str | None) -> str:
-    return views.adapter_card(service.library.entry(name)) if name else ""
+    return views.adapter_card(_public(service, service.library.entry(name))) if name else ""
 
 
 def _default(service: FairService, name: str | None) -> str:
@@ -162,7 +169,7 @@ def _statistics(service: FairService) -> None:
         try:
             text = service.records.to_csv(_filter(*chosen[:3]))
         except FairAdapterError as error:
-            return [gr.update(visible=False), views.message([str(error)], "error")]
+            return [gr.update(visible=False), service.problem(error)]
         return [gr.update(value=_temporary("fair_statistics.csv", text), visible=True), gr.update()]
 
     def on_reset(certain: bool, *chosen: str) -> list[Any]:
@@ -171,7 +178,7 @@ def _statistics(service: FairService) -> None:
         try:
             count = service.records.reset(_filter(*chosen[:3]))
         except FairAdapterError as error:
-            return [views.message([str(error)], "error"), False]
+            return [service.problem(error), False]
         return [views.message([f"{count} pictures forgotten."], "info"), False]
 
     chosen = [prompt, adapter, model, target]
@@ -187,7 +194,7 @@ def show_statistics(service: FairService, prompt: str, adapter: str, model: str,
         aimed = service.target("" if adapter == ANY else adapter, target or "")
         return views.statistics_view(statistics, aimed)
     except FairAdapterError as error:
-        return views.message([str(error)], "error")
+        return service.problem(error)
 
 
 def _filter(prompt: str, adapter: str, model: str) -> RecordFilter:
@@ -275,7 +282,7 @@ def analyse(
             tiles.append((*views.thumbnail(image, faces), path.name))
         notes += left_out(lost, other_files(_folder(folder)) if folder else "")
     except FairAdapterError as error:
-        return views.message([str(error)], "error"), None
+        return service.problem(error), None
     if not tiles:
         return views.message(notes or ["No picture could be read."], "error"), None
     html = views.panel(statistics, tiles, f"{len(tiles)} pictures", notes, aimed)

@@ -33,8 +33,8 @@ Base = Callable[[], BaseModel | None]
 
 def build(
     service: FairService, accordion: Callable[..., Any], elem_id: Callable[[str], str], base: Base | None
-) -> list[Any]:
-    """The widgets of `request.ARGUMENTS`, in that order.
+) -> tuple[list[Any], list[tuple[Any, infotext.PasteField]]]:
+    """The widgets of `request.ARGUMENTS`, in that order, and how pictures and other tabs set them.
 
     accordion: makes the host's accordion with a check mark.  elem_id: the host's ids for widgets.
     base: the loaded model, for warnings; None if unknown.
@@ -53,7 +53,7 @@ def build(
             refresh = gr.Button("Refresh", elem_id=elem_id("refresh"), scale=1, min_width=80)
         sliders, rows = target_sliders(service, first, elem_id)
         target = gr.Textbox(
-            value=service.default_target(first), label="Target", lines=1, max_lines=3,
+            value=service.default_target(first), label="Target", lines=2, max_lines=6,
             elem_id=elem_id("target"),
             info="what the sliders say; joint targets such as gender*race=... are written here",
         )  # fmt: skip
@@ -71,17 +71,42 @@ def build(
                 False, label="Add copies with bars to the gallery", elem_id=elem_id("overlay")
             )
         advice = gr.HTML(service.advice(first, "", None), elem_id=elem_id("advice"))
-    choices: list[Any] = [adapter, preset, target, *sliders]
+        settled = gr.Checkbox(False, visible=False, elem_id=elem_id("settled"))
+    choices: list[Any] = [adapter, preset, target, settled, *sliders]
     for component in choices:
         component.do_not_save_to_config = True  # the host would remember labels and values of other adapters
-    connect_target(service, adapter, preset, sliders, rows, target, advice, base, enabled)
+    connect_target(service, adapter, preset, sliders, rows, target, advice, base)
+    enabled.change(
+        lambda *now: on_open(service, _known(base), first, *now), [enabled, settled, adapter, target],
+        [adapter, target, settled, advice], queue=False, show_progress="hidden",
+    )  # fmt: skip
     refresh.click(lambda name: refreshed(service, name), [adapter], [adapter, preset], queue=False)
-    return [enabled, adapter, target, strength, place, live, overlay]
+    controls: list[Any] = [enabled, adapter, target, strength, place, live, overlay]
+    return controls, [*zip(controls, infotext.FIELDS), (settled, infotext.SETTLED)]
 
 
-def paste_fields(controls: Sequence[Any]) -> list[tuple[Any, infotext.PasteField]]:
-    """How a pasted infotext, or another tab, sets the widgets of `build`."""
-    return list(zip(controls, infotext.FIELDS))
+def on_open(
+    service: FairService,
+    base: BaseModel | None,
+    first: str,
+    is_open: bool,
+    settled: bool,
+    name: str,
+    text: str,
+) -> list[Any]:
+    """Updates of adapter, target, settled and advice when the accordion opens.
+
+    The page was made before a model was loaded, with the first adapter by name; where nobody has chosen yet,
+    one that fits takes its place.  settled: whether somebody has, here or where the settings came from.
+    """
+    keep = gr.update()
+    untouched = not settled and name == first and (text or "") == service.default_target(first)
+    if is_open and untouched and base is not None:
+        name = service.fitting_choice(base) or name
+        if name != first:
+            text = service.default_target(name)
+            return [name, text, True, service.advice(name, text, base)]
+    return [keep, keep, settled or (is_open and base is not None), service.advice(name, text or "", base)]
 
 
 # ---- sliders
@@ -174,12 +199,8 @@ def connect_target(
     target: Any,
     advice: Any,
     base: Base | None,
-    opened: Any = None,
 ) -> None:
-    """Events. `input` and `release` come from people alone, `change` also from a paste; all are quick.
-
-    opened: what shows the widgets; by then a model may be loaded that the advice did not know.
-    """
+    """Events. `input` and `release` come from people alone, `change` also from a paste; all are quick."""
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 
     def advise(name: str, text: str) -> str:
@@ -213,8 +234,6 @@ def connect_target(
     adapter.change(on_adapter, [adapter, target], [*sliders, *rows, preset, advice], **quick)
     preset.input(on_preset, [adapter, preset], [target], **quick)
     target.change(on_text, [adapter, target, *sliders], [*sliders, advice], **quick)
-    if opened is not None:
-        opened.change(advise, [adapter, target], [advice], **quick)
 
 
 def shown_sliders(service: FairService, name: str, text: str) -> list[Any]:

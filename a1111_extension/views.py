@@ -7,6 +7,7 @@ are styled in the repository's style.css.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -86,8 +87,11 @@ def legend(attributes: Sequence[Attribute], target: bool = True) -> str:
     return f'<div class="fair-legend">{"".join(parts)}<div><em>signs</em>{signs}</div></div>'
 
 
-def tiles(pictures: Sequence[tuple[Image.Image, Sequence[FaceBars], str]]) -> str:
-    """Small copies with boxes and bars.  pictures: (picture at most TILE px, its faces, caption)."""
+Tile = tuple[Image.Image, Sequence[FaceBars], str]  # a picture at most TILE px, its faces, its caption
+
+
+def tiles(pictures: Sequence[Tile], total: int = 0) -> str:
+    """Small copies with boxes and bars.  total: pictures that there are, if more than are given."""
     cells = []
     for image, faces, caption in pictures[:SHOWN]:
         text = escape(describe_faces(faces))
@@ -96,7 +100,7 @@ def tiles(pictures: Sequence[tuple[Image.Image, Sequence[FaceBars], str]]) -> st
             f'<figure title="{escape(caption)}"><img src="{data_url(drawn, "JPEG")}" alt="{text}">'
             f"<figcaption>{text}</figcaption></figure>"
         )
-    more = len(pictures) - SHOWN
+    more = max(total, len(pictures)) - len(cells)
     rest = f'<p class="fair-soft">and {more} more, all counted in the shares</p>' if more > 0 else ""
     return f'<div class="fair-tiles">{"".join(cells)}</div>{rest}'
 
@@ -109,22 +113,47 @@ def describe_faces(faces: Sequence[FaceBars]) -> str:
     return ", ".join(words)
 
 
+@dataclass(frozen=True)
+class Section:
+    """Pictures that are counted together, under one heading.  target: what their shares are compared with."""
+
+    statistics: StatisticsSummary
+    pictures: Sequence[Tile]
+    heading: str
+    notes: Iterable[str] = ()
+    target: TargetDistribution | None = None
+
+
 def panel(
     statistics: StatisticsSummary,
-    pictures: Sequence[tuple[Image.Image, Sequence[FaceBars], str]],
+    pictures: Sequence[Tile],
     heading: str,
     notes: Iterable[str] = (),
     target: TargetDistribution | None = None,
 ) -> str:
-    """What stands under the gallery after a generation.  pictures: see `tiles`."""
+    """What stands under the gallery after a generation."""
+    return panels([Section(statistics, pictures, heading, notes, target)])
+
+
+def panels(sections: Sequence[Section]) -> str:
+    """The same after a plot: a section for each of its settings, colours and signs once."""
+    aimed = any(section.target is not None for section in sections)
+    signs = legend(sections[-1].statistics.attributes, aimed)
+    body = "".join(_section(section, signs if len(sections) == 1 else "") for section in sections)
+    signs = "" if len(sections) == 1 else signs
+    return f'<div class="fair-panel">{body}{signs}<p class="fair-soft">{DISCLAIMER}</p></div>'
+
+
+def _section(section: Section, signs: str) -> str:
+    statistics = section.statistics
     n = statistics.pictures
+    head = f"<h4>{escape(section.heading)}</h4>{message(section.notes)}"
+    if not n:
+        return head
     counted = f"{statistics.faces} of {n} picture{'' if n == 1 else 's'} with a face. {statistics.note()}"
     return (
-        f'<div class="fair-panel"><h4>{escape(heading)}</h4>{message(notes)}'
-        f'<div class="fair-columns"><div>{shares(statistics.measure(target))}'
-        f'<p class="fair-soft">{escape(counted)}</p>'
-        f"{legend(statistics.attributes, target is not None)}</div>{tiles(pictures)}</div>"
-        f'<p class="fair-soft">{DISCLAIMER}</p></div>'
+        f'{head}<div class="fair-columns"><div>{shares(statistics.measure(section.target))}'
+        f'<p class="fair-soft">{escape(counted)}</p>{signs}</div>{tiles(section.pictures, n)}</div>'
     )
 
 

@@ -31,12 +31,14 @@ class Resolved:
     """A target in an adapter's own terms.
 
     target: over the adapter's attributes, in its order.  coordinates: (K,) float32.
-    warnings: what the adapter was not trained for, one line each.
+    warnings: what the adapter was not trained for, one line each.  ignored: those of them that say what of
+    the wish is not in `target`.
     """
 
     target: TargetDistribution
     coordinates: Tensor
     warnings: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class TargetSpace:
             wanted = TargetDistribution(wanted.attributes, table)  # type: ignore[arg-type]
         step = torch.from_numpy(wanted.as_vector(self.vector)) - self.vector_of_default()
         step[step.abs() < NOISE] = 0
-        return Resolved(wanted, step, (*warnings, *self._outside(wanted)))
+        return Resolved(wanted, step, (*warnings, *self._outside(wanted)), tuple(warnings))
 
     def _complete(self, target: TargetDistribution) -> tuple[TargetDistribution, list[str]]:
         """The target over the adapter's attributes, and what of it was left out."""
@@ -138,7 +140,7 @@ class TargetSpace:
             warnings.append(
                 f"this adapter is trained for {self.default.to_text()} alone: the target has no effect"
             )
-        return Resolved(self.default, torch.zeros(0), tuple(warnings))
+        return Resolved(self.default, torch.zeros(0), tuple(warnings), tuple(warnings))
 
     def _outside(self, target: TargetDistribution) -> list[str]:
         """One line for each share outside the trained range."""

@@ -68,10 +68,11 @@ def fixed_adapter(name: str, words: str, count: int = 4) -> FairnessAdapter:
     return FairnessAdapter(describe(name, TargetSpace(SPACE.default)), tensors, name)
 
 
-def foreign_adapter(name: str) -> FairnessAdapter:
+def foreign_adapter(name: str, space: TargetSpace = SPACE) -> FairnessAdapter:
     """Made for a model of other widths."""
-    info = replace(describe(name, SPACE), base=BaseModel("another model", "sd1", {"clip_l": 8}))
-    tensors = {"fair.soft.clip_l": torch.zeros(3, 8), "fair.soft_target.clip_l": torch.zeros(2, 3, 8)}
+    info = replace(describe(name, space), base=BaseModel("another model", "sd1", {"clip_l": 8}))
+    moves = torch.zeros(space.dimension, 3, 8)
+    tensors = {"fair.soft.clip_l": torch.zeros(3, 8), "fair.soft_target.clip_l": moves}
     return FairnessAdapter(info, tensors, name)
 
 

@@ -21,13 +21,15 @@ def host_python(kind: str) -> Path:
 
 
 def put_adapters(folder: Path) -> None:
-    """One adapter of every kind that the tests ask for, and two that can't be used."""
+    """One adapter of every kind that the tests ask for, and some that can't be used."""
     folder.mkdir(parents=True, exist_ok=True)
     words = {"female": "teacher", "male": "engineer"}
     adapters.words_adapter("gender-words", words).write(folder / "gender-words.safetensors", overwrite=True)
     adapters.fixed_adapter("engineer", "engineer").write(folder / "engineer.safetensors", overwrite=True)
     adapters.random_adapter("random-both").write(folder / "random-both.safetensors", overwrite=True)
     adapters.foreign_adapter("foreign").write(folder / "foreign.safetensors", overwrite=True)
+    first = adapters.foreign_adapter("abroad", adapters.BOTH)  # the first by name does not fit the model
+    first.write(folder / "abroad.safetensors", overwrite=True)
     (folder / "damaged.safetensors").write_bytes((folder / "engineer.safetensors").read_bytes()[:700])
 
 

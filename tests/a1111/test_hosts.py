@@ -338,6 +338,8 @@ def _with_parameters(answer: dict) -> str:
         ({"adapter": "foreign"}, "made for another model (clip_l of width 8)"),
         ({"adapter": "engineer", "target": "gender=70"}, "target"),
         ({"adapter": "engineer", "strength": "much"}, "'strength': expected a number"),
+        ({"adapter": "engineer", "strength": 99}, "'strength': expected -2 to 4"),
+        ({"adapter": "engineer", "place": "below"}, "'place': expected one of hidden"),
         ({"adapter": "engineer", "strenght": 1}, "did you mean 'strength'?"),
         ([True, 5], "'adapter': expected a text"),
         ([1, "engineer"], "'enabled': expected true or false"),
@@ -347,7 +349,11 @@ def test_what_is_wrong_is_said_and_the_picture_is_made(webui: lab.Server, fair: 
     answer = txt2img(webui, fair)
     assert answer["images"] == txt2img(webui)["images"]
     assert said in answer["comments"] and answer["comments"].count(said) == 1
-    assert "Fair error" in answer["infotexts"][0] and str(webui.root) not in answer["infotexts"][0]
+    text = answer["infotexts"][0]
+    assert "Fair error" in text and "Fair hash" not in text and str(webui.root) not in text
+    asked = fair if isinstance(fair, dict) else {"adapter": fair[1] if isinstance(fair[1], str) else "None"}
+    assert f"Fair adapter: {asked['adapter']}," in text, "what was asked for is named, whatever else is wrong"
+    assert "Fair Adapter: Fair Adapter" not in answer["comments"] + webui.said()
     assert "Traceback" not in webui.said()
 
 

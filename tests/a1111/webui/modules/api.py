@@ -165,7 +165,9 @@ def plot(body: dict):
             body["prompt"], steps=body["steps"], seed=body["seed"], do_not_save_samples=True,
             script_args=values, runner=scripts.scripts_txt2img,
         )  # fmt: skip
+        shared.state.begin("plot")
         cells = script.run(p, body["axis"], body["values"])
+        shared.state.end()
     return {
         "infotexts": [cell.infotexts[0] for cell in cells],
         "images": [encode(c.images[0]) for c in cells],
