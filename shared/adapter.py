@@ -220,23 +220,26 @@ def _check_hash(file: TensorFile, source: str) -> tuple[str, ...]:
     """A warning if the content is another than what was measured: converted, or changed by other programs.
 
     They keep the metadata or make new hashes, write them in capitals or with "0x", or leave them empty.
-    Raises FairAdapterError where nothing but damage explains other content.
+    Raises FairAdapterError where nothing but damage explains other content than `sshs_model_hash` tells; the
+    model specification's hash is one that programs keep as it was.
     """
     written = file.metadata.get(LAYOUT)
     if written and written != layouts_hash(layouts_of(file.tensors)):
         return (CONVERTED,)
-    stated = [digits for digits in (_digits(file.metadata.get(key, "")) for key in _HASHES) if digits]
-    right = [file.payload_hash.startswith(digits) for digits in stated]
-    if all(right):
+    stated, spec = (_digits(file.metadata.get(key, "")) for key in _HASHES)
+    if file.payload_hash.startswith(stated) and file.payload_hash.startswith(
+        spec
+    ):  # an empty one says nothing
         return ()
-    if any(right):  # another program's, which made one of them anew
+    ordered = payload_hash(serialise(file.tensors, {}))
+    if ordered.startswith(stated) and ordered.startswith(spec):  # the same tensors in another order
+        return ()
+    if file.payload_hash.startswith(stated):  # nothing is damaged: this one is missing, or was made anew
         return (CONVERTED,)
-    if payload_hash(serialise(file.tensors, {})).startswith(stated[0]):  # the same tensors in another order
-        return ()
     if not written and all(_coarse(value) for value in file.tensors.values()):  # from before there was LAYOUT
         return (CONVERTED,)
     raise FairAdapterError(
-        f"{source}: expected content of sha256 {stated[0][:12]}, found {file.payload_hash[:12]}: the file is "
+        f"{source}: expected content of sha256 {stated[:12]}, found {file.payload_hash[:12]}: the file is "
         "damaged; download or export it again"
     )
 
