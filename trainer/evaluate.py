@@ -4,7 +4,7 @@
     python trainer/evaluate.py --adapter runs/joint/adapter.safetensors --also off_template no_person
     python trainer/evaluate.py --model DIR --guidance 5 7.5 10 --adapter FILE --target "gender=75/25"
     python trainer/evaluate.py --config trainer/configs/sd15_exp1_gender.yaml --adapter FILE   as trained
-    accelerate launch trainer/evaluate.py ...                      prompts spread over GPUs or machines
+    torchrun --nproc_per_node=2 trainer/evaluate.py ...            prompts spread over GPUs or machines
 
 Writes report.html, report.json and report.png into --out. Pictures depend on the model, the prompt and their
 number alone, so that two runs on different days compare; what is measured already is not measured again.

@@ -2,7 +2,7 @@
 
     python trainer/train.py CONFIG.yaml [key=value ...]      trainer/configs has examples
     python trainer/train.py --options                        lists every key with its default
-    accelerate launch trainer/train.py CONFIG.yaml ...       several GPUs or machines
+    torchrun --nproc_per_node=2 trainer/train.py CONFIG.yaml ...    two GPUs (CPUs: README.md)
 
 Writes into run.output: adapter.safetensors (the averaged weights, for the hosts), state.pt (to go on from),
 log.jsonl, samples/ and TensorBoard files. The same command goes on with an interrupted run; Ctrl-C saves
