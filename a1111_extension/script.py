@@ -147,6 +147,15 @@ def _on_tabs() -> list[tuple[Any, str, str]]:
 
 
 def _on_before_ui() -> None:
+    """The host looks through its call stack at every registration, which while scripts are being imported is
+    deep and full of the import system: only the one that calls this happens then."""
+    script_callbacks.on_ui_settings(add_settings)
+    script_callbacks.on_ui_tabs(_on_tabs)
+    script_callbacks.on_app_started(_on_app)
+    script_callbacks.on_cfg_after_cfg(_on_step)
+    script_callbacks.on_before_image_saved(_on_save)
+    script_callbacks.on_infotext_pasted(_on_pasted)
+    script_callbacks.on_script_unloaded(_on_unloaded)
     plot.add_axes(scripts.scripts_data)
 
 
@@ -155,11 +164,6 @@ def _on_unloaded() -> None:
     _sampling["job"] = None
 
 
-script_callbacks.on_ui_settings(add_settings)
-script_callbacks.on_ui_tabs(_on_tabs)
-script_callbacks.on_app_started(_on_app)
-script_callbacks.on_before_ui(_on_before_ui)
-script_callbacks.on_cfg_after_cfg(_on_step)
-script_callbacks.on_before_image_saved(_on_save)
-script_callbacks.on_infotext_pasted(_on_pasted)
-script_callbacks.on_script_unloaded(_on_unloaded)
+def register() -> None:
+    """Called by the script file itself, when all that it imports is there."""
+    script_callbacks.on_before_ui(_on_before_ui)

@@ -24,9 +24,11 @@ from .monitor import LiveMonitor
 from .options import FairOptions
 from .records import RecordStore
 from .request import NO_ADAPTER
+from .scratch import Scratch
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 UNLOADABLE = "sd3"  # architecture of models whose adapters the hosts' LoRA and embedding loaders can't take
+REMEMBERED = 200  # lines of the log
 log = logging.getLogger("fair_adapter")
 
 
@@ -42,16 +44,20 @@ def check_base(adapter: FairnessAdapter, base: BaseModel) -> tuple[str, ...]:
 
 
 class OnceFilter(logging.Filter):
-    """Passes each line once until the program ends: what fails at every picture need not be said at each."""
+    """Passes a line that is none of the last REMEMBERED ones: what fails at every picture need not be said at
+    each, and lines with names and numbers in them must not fill the memory of a server."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.said: set[str] = set()
+        self.said: dict[str, None] = {}  # the line seen last stands last
 
     def filter(self, record: logging.LogRecord) -> bool:
         line = record.getMessage()
         fresh = line not in self.said
-        self.said.add(line)
+        self.said.pop(line, None)
+        self.said[line] = None
+        while len(self.said) > REMEMBERED:
+            del self.said[next(iter(self.said))]
         return fresh
 
 
@@ -64,7 +70,7 @@ class LastResult:
 
 
 class FairService:
-    """library: adapters.  records: past readings.  monitor: the live bars.
+    """library: adapters.  records: past readings.  monitor: the live bars.  scratch: downloads.
     options: gives the settings in force.  device: gives where "automatic" reads faces, such as "cuda".
     roots: folders of the program around us; where on this machine they lie is shown to nobody.
     """
@@ -80,13 +86,14 @@ class FairService:
         self.library = AdapterLibrary([*folders, SHIPPED])
         self.records = RecordStore(data / "statistics.sqlite")
         self.monitor = LiveMonitor()
+        self.scratch = Scratch()
         self.options = options
         outer = [root for root in roots if root.is_absolute() and root != root.parent]
         private = (*self.library.folders, self.records.path.parent, *outer)
         self._private = sorted({str(folder) for folder in private}, key=len, reverse=True)
         self.last: dict[str, LastResult] = {}
         self._device = device
-        self._readers: dict[tuple[str, float], FaceReader] = {}
+        self._readers: dict[str, FaceReader] = {}
         self._lock = threading.Lock()
         if not any(type(known).__name__ == OnceFilter.__name__ for known in log.filters):
             log.addFilter(OnceFilter())  # its class is another one after "Reload UI"
@@ -94,11 +101,11 @@ class FairService:
     def reader(self) -> FaceReader:
         """The face reader for the settings in force; weights are loaded when it first reads."""
         options = self.options()
-        key = ("cpu" if options.device == "CPU" else self._device(), options.certain)
+        device = "cpu" if options.device == "CPU" else self._device()
         with self._lock:
-            if key not in self._readers:
-                self._readers = {key: FaceReader(device=key[0], certain=key[1])}
-            return self._readers[key]
+            if device not in self._readers:
+                self._readers = {device: FaceReader(device=device)}
+            return self._readers[device].with_options(certain=options.certain)  # the same nets
 
     def public(self, line: str) -> str:
         """A message without the folders of this machine: pictures, pages and answers are passed on."""
@@ -111,7 +118,7 @@ class FairService:
         return views.message([self.public(str(error))], "error")
 
     def say(self, line: str) -> None:
-        """Into the log, each line once."""
+        """Into the log, unless it was said just before."""
         log.warning("Fair Adapter: %s", line)
 
     # ---- what the widgets show

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -170,7 +169,9 @@ def _statistics(service: FairService) -> None:
             text = service.records.to_csv(_filter(*chosen[:3]))
         except FairAdapterError as error:
             return [gr.update(visible=False), service.problem(error)]
-        return [gr.update(value=_temporary("fair_statistics.csv", text), visible=True), gr.update()]
+        place = service.scratch.place("fair_statistics.csv")
+        place.write_text(text, encoding="utf-8")
+        return [gr.update(value=str(place), visible=True), gr.update()]
 
     def on_reset(certain: bool, *chosen: str) -> list[Any]:
         if not certain:
@@ -233,7 +234,7 @@ def _analysis(service: FairService, local_folders: bool) -> None:
         html, picture = analyse(service, given_files(given, folder), text or "", folder)
         if picture is None:
             return [html, gr.update(visible=False)]
-        place = Path(tempfile.mkdtemp(prefix="fair_adapter_")) / "contact_sheet.png"
+        place = service.scratch.place("contact_sheet.png")
         picture.save(place)
         return [html, gr.update(value=str(place), visible=True)]
 
@@ -310,9 +311,3 @@ def contact_sheet(
     title = f"{len(tiles)} pictures" + ("" if len(tiles) <= SHEET else f", the first {SHEET} of them")
     images, faces = [t[0] for t in shown], [t[1] for t in shown]
     return draw_grid(images, faces, statistics.attributes, target, title=title)
-
-
-def _temporary(name: str, text: str) -> str:
-    path = Path(tempfile.mkdtemp(prefix="fair_adapter_")) / name
-    path.write_text(text, encoding="utf-8")
-    return str(path)

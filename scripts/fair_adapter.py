@@ -16,6 +16,8 @@ if "fair_adapter" not in sys.modules:  # the repository root under its one impor
     _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
     sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
-from fair_adapter.a1111_extension.script import FairAdapterScript
+from fair_adapter.a1111_extension.script import FairAdapterScript, register
+
+register()
 
 __all__ = ["FairAdapterScript"]

@@ -3,12 +3,13 @@
 import base64
 import io
 import secrets
+import sys
 import threading
 from types import SimpleNamespace
 
 from fastapi import Depends, HTTPException
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
-from modules import infotext_utils, scripts, shared
+from modules import infotext_utils, script_callbacks, scripts, shared
 from modules.processing import StableDiffusionProcessing, process_images
 from PIL import Image, PngImagePlugin
 
@@ -124,6 +125,7 @@ def add_routes(app):
     route("/sdapi/v1/interrupt", interrupt, ["POST"])
     route("/sdapi/v1/skip", skip, ["POST"])
     app.add_api_route("/internal/progress", lambda: shared.state.progress(), methods=["GET"])
+    app.add_api_route("/standin/start", start, methods=["GET"])
     app.add_api_route("/standin/hooks", lambda: scripts.hooks_called, methods=["GET"])
     app.add_api_route("/standin/options", set_options, methods=["POST"])
     app.add_api_route("/standin/reload_embeddings", reload_embeddings, methods=["POST"])
@@ -132,7 +134,11 @@ def add_routes(app):
     app.add_api_route("/standin/reload", reload_scripts, methods=["POST"])
 
 
-# ---- for the tests: what a person does on other pages
+# ---- for the tests: how the start went, and what a person does on other pages
+
+
+def start():
+    return {"registrations": script_callbacks.registrations, "modules": sorted(sys.modules)}
 
 
 def set_options(body: dict):
