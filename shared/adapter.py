@@ -226,13 +226,11 @@ def _check_hash(file: TensorFile, source: str) -> tuple[str, ...]:
     written = file.metadata.get(LAYOUT)
     if written and written != layouts_hash(layouts_of(file.tensors)):
         return (CONVERTED,)
-    stated, spec = (_digits(file.metadata.get(key, "")) for key in _HASHES)
-    if file.payload_hash.startswith(stated) and file.payload_hash.startswith(
-        spec
-    ):  # an empty one says nothing
+    stated, spec = (_digits(file.metadata.get(key, "")) for key in _HASHES)  # an empty one agrees with all
+    if all(file.payload_hash.startswith(digits) for digits in (stated, spec)):
         return ()
     ordered = payload_hash(serialise(file.tensors, {}))
-    if ordered.startswith(stated) and ordered.startswith(spec):  # the same tensors in another order
+    if all(ordered.startswith(digits) for digits in (stated, spec)):  # the same tensors in another order
         return ()
     if file.payload_hash.startswith(stated):  # nothing is damaged: this one is missing, or was made anew
         return (CONVERTED,)
