@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..shared.adapter_info import BaseModel
 from ..shared.bars import FaceBars, draw_faces
-from ..shared.errors import FairAdapterError
+from ..shared.errors import FairAdapterError, reason
 from ..shared.images import to_tensor
 from ..shared.live import LiveBars, LiveFrame
 from . import infotext, views
@@ -347,8 +347,9 @@ def explain(error: Exception) -> str:
     """One line for the user."""
     if isinstance(error, FairAdapterError):
         return str(error)
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    return f"unexpected {type(error).__name__} ({reason}); the generation goes on, please report it"
+    return (
+        f"unexpected {type(error).__name__} ({reason(error, 300)}); the generation goes on, please report it"
+    )
 
 
 def _append_overlays(job: Job, processed: Any) -> None:

@@ -23,7 +23,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..shared.errors import FairAdapterError
+from ..shared.errors import FairAdapterError, reason
 from ..shared.tensor_file import read_tensors
 
 FOLDER = Path(__file__).resolve().parents[1] / "shared" / "portrait"
@@ -52,10 +52,9 @@ def load(folder: Path = FOLDER) -> tuple[Any, Any, Any]:
         model = load_model(folder / "unet", scale)
         return model, load_clip(folder / "text_encoder"), load_vae(folder / "vae")
     except (KeyError, TypeError, RuntimeError) as error:
-        found = " ".join(str(error).split())[:200]
         raise FairAdapterError(
             f"{folder}: expected the portrait model, found one that does not fit its configuration "
-            f"({found}); {REMEDY}"
+            f"({reason(error)}); {REMEDY}"
         ) from error
 
 

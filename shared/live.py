@@ -22,7 +22,7 @@ from torch import Tensor
 from .attributes import Attribute, TargetDistribution, spelled
 from .bar_grid import class_shares, draw_grid, hex_colour
 from .bars import FaceBars
-from .errors import FairAdapterError
+from .errors import FairAdapterError, reason
 from .images import to_pil
 from .reader import FaceReader
 
@@ -208,15 +208,13 @@ class LiveBars:
 
     def _fail(self, error: Exception) -> None:
         """Keep the first failure as one line; let go of what waits."""
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        line = reason(error, 300)
         if not isinstance(error, FairAdapterError):
-            reason = (
-                f"live bars stopped ({type(error).__name__}: {reason}); the generation goes on without them"
-            )
+            line = f"live bars stopped ({type(error).__name__}: {line}); the generation goes on without them"
         with self._news:
             if self.error is not None:
                 return
-            self.error, self._waiting = reason, None
-        _log.warning("Fair Adapter: %s", reason)
+            self.error, self._waiting = line, None
+        _log.warning("Fair Adapter: %s", line)
         if self._on_error is not None:
-            self._on_error(reason)
+            self._on_error(line)

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import FairAdapterError
+from .errors import FairAdapterError, reason
 
 USABLE = (
     "set model.scheduler (--scheduler) to DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler "
@@ -102,8 +102,7 @@ def linear_sampler(scheduler: Any, steps: int, **timestep_options: Any) -> Linea
             torch.manual_seed(1)
             again, _ = _replay(scheduler, steps, timestep_options, start, outputs)
     except Exception as error:  # a scheduler of another kind of model fails in its own way
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise FairAdapterError(f"{name} cannot be used here ({reason}); {USABLE}") from error
+        raise FairAdapterError(f"{name} cannot be used here ({reason(error, 120)}); {USABLE}") from error
     if len(timesteps) > 1 and timesteps[0] < timesteps[-1]:
         raise FairAdapterError(f"{name} goes from the image to the noise; {USABLE}")
     if not torch.equal(states, again):

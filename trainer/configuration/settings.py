@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
-from ...shared.errors import FairAdapterError
+from ...shared.errors import FairAdapterError, reason
 
 T = TypeVar("T")
 LARGEST = {int: 2**31 - 1, float: 3.4e38}  # where no bound is given: what is trained is float32
@@ -53,7 +53,7 @@ def _value(text: str, setting: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except UNREADABLE as error:
-        raise FairAdapterError(f"{setting!r}: the value does not read as YAML ({_line(error)})") from error
+        raise FairAdapterError(f"{setting!r}: the value does not read as YAML ({reason(error)})") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -84,7 +84,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{', '.join(known)}"
         ) from error
     except UNREADABLE as error:
-        raise FairAdapterError(f"{path}: expected YAML, found {_line(error)}") from error
+        raise FairAdapterError(f"{path}: expected YAML, found {reason(error)}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -261,7 +261,3 @@ def differing(
             yield from differing(a, b, f"{prefix}{key}.")
         elif a != b:
             yield f"{prefix}{key}", a, b
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ...shared.errors import FairAdapterError
+from ...shared.errors import FairAdapterError, reason
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # safetensors' words
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -40,9 +40,8 @@ class Header:
                 kinds = {key: str(part.get_dtype()) for key, part in slices.items()}
                 return cls(path, shapes, kinds, dict(file.metadata() or {}))
         except (OSError, SafetensorError) as error:
-            found = " ".join(str(error).split())[:200].rstrip(".")
             raise FairAdapterError(
-                f"{path}: expected a .safetensors checkpoint, found {found}; {remedy}"
+                f"{path}: expected a .safetensors checkpoint, found {reason(error)}; {remedy}"
             ) from error
 
     def check_kinds(self, names: Iterable[str]) -> None:

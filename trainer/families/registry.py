@@ -21,7 +21,7 @@ import diffusers
 import torch
 
 from ...shared.adapter_info import weights_hash
-from ...shared.errors import FairAdapterError
+from ...shared.errors import FairAdapterError, reason
 from ...shared.quiet import quiet
 from ...shared.schedulers import prediction_of
 from ..configuration.settings import unknown
@@ -150,11 +150,11 @@ def _from_folder(
     except Exception as error:  # diffusers, hub clients and tokenizers raise dozens of kinds
         if local:
             raise FairAdapterError(
-                f"{name}: expected a diffusers pipeline of {_titles()}, found {_line(error)}; restore or "
+                f"{name}: expected a diffusers pipeline of {_titles()}, found {reason(error)}; restore or "
                 "download it again"
             ) from error
         raise FairAdapterError(
-            f"{name}: expected a model on the hub or in its cache, found {_line(error)}; go online once, "
+            f"{name}: expected a model on the hub or in its cache, found {reason(error)}; go online once, "
             "check the name and its licence, or give a diffusers folder"
         ) from error
     return loaded, kinds
@@ -199,7 +199,7 @@ def _from_file(
                 "and that the file is complete"
             )
         raise FairAdapterError(
-            f"{path}: expected a {kind.title} checkpoint that loads, found {_line(error)}; {remedy}"
+            f"{path}: expected a {kind.title} checkpoint that loads, found {reason(error)}; {remedy}"
         ) from error
     return loaded, [kind]
 
@@ -254,17 +254,12 @@ def with_scheduler(model: DiffusionModel, name: str) -> None:
             raise FairAdapterError(f"{name} would read {prediction} as {found}")
     except Exception as error:  # a scheduler of another kind of model fails in its own way
         model.scheduler, model.other_scheduler = before
-        reason = str(error) if isinstance(error, FairAdapterError) else _line(error)
+        found = str(error) if isinstance(error, FairAdapterError) else reason(error)
         raise FairAdapterError(
-            f"model.scheduler: expected one of diffusers' that fits this model: {reason}; or leave it out "
+            f"model.scheduler: expected one of diffusers' that fits this model: {found}; or leave it out "
             "for the model's own"
         ) from error
 
 
 def _titles() -> str:
     return ", ".join(kind.title for kind in families())
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())[:200].rstrip(".")
-    return text or type(error).__name__

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ...shared.errors import FairAdapterError
+from ...shared.errors import FairAdapterError, reason
 from .memory import out_of_memory
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ def check_device(name: str, option: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # as PyTorch's builds have it
         raise FairAdapterError(
             f"{option}: expected cpu or a GPU that this PyTorch can use, found {name!r} "
-            f"({' '.join(str(error).split())[:80]}); install a CUDA build of PyTorch or choose cpu"
+            f"({reason(error, 80)}); install a CUDA build of PyTorch or choose cpu"
         ) from error
 
 
@@ -120,10 +120,9 @@ class Processes:
             if out_of_memory(error):
                 raise
             atexit.register(_leave)
-            reason = " ".join(str(error).split())[:120]
             raise FairAdapterError(
                 "another process of this run is gone, killed or stopped by an error of its own (see its "
-                f"output; here: {reason}); the same command goes on from the last checkpoint"
+                f"output; here: {reason(error, 120)}); the same command goes on from the last checkpoint"
             ) from error
 
     def close(self) -> None:

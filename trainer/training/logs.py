@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...shared.errors import FairAdapterError
+from ...shared.errors import FairAdapterError, reason
 from ...shared.tensor_file import write_bytes
 from ..configuration.config import RunConfig
 from .loop import Outcome
@@ -147,8 +147,7 @@ def _wandb(run: RunConfig, folder: Path, configuration: Mapping[str, Any]) -> An
             resume="allow",
         )
     except Exception as error:  # of the network, the login and the service, of many kinds
-        reason = " ".join(str(error).split())[:160]
         raise FairAdapterError(
-            f"run.wandb: expected Weights & Biases to open a run, found {reason}; log in with `wandb login` "
-            "or set run.wandb=null"
+            f"run.wandb: expected Weights & Biases to open a run, found {reason(error)}; log in with "
+            "`wandb login` or set run.wandb=null"
         ) from error
