@@ -15,6 +15,7 @@ from ..shared.adapter_info import STRENGTHS
 from ..shared.attributes import TargetDistribution
 from ..shared.bar_grid import draw_grid
 from ..shared.errors import FairAdapterError
+from ..shared.faces import least_face
 from ..shared.images import image_files, open_image, other_files, to_tensor
 from ..shared.library import AdapterSummary
 from ..shared.statistics import FairnessStatistics
@@ -272,6 +273,7 @@ def analyse(
         statistics = FairnessStatistics(attributes)
         tiles = []
         lost: list[str] = []
+        faceless: list[int] = []
         for path in files[:LIMIT]:
             try:
                 image = open_image(path)
@@ -280,8 +282,10 @@ def analyse(
                 continue
             faces = reader.read(to_tensor(image)[None])[0]
             statistics.add([faces])
+            if not faces:
+                faceless.append(least_face(image.height, image.width))
             tiles.append((*views.thumbnail(image, faces), path.name))
-        notes += left_out(lost, other_files(_folder(folder)) if folder else "")
+        notes += no_face(faceless) + left_out(lost, other_files(_folder(folder)) if folder else "")
     except FairAdapterError as error:
         return service.problem(error), None
     if not tiles:
@@ -292,6 +296,14 @@ def analyse(
 
 def _folder(text: str) -> Path:
     return Path(text.strip()).expanduser()
+
+
+def no_face(least: Sequence[int]) -> list[str]:
+    """How many pictures are without a face, and how small one may be.  least: `least_face` of each."""
+    if not least:
+        return []
+    size = f"{min(least)}" if min(least) == max(least) else f"{min(least)} to {max(least)}"
+    return [f"{len(least)} without a face of {size} px, the least that is looked for in such a picture"]
 
 
 def left_out(lost: Sequence[str], others: str) -> list[str]:

@@ -100,7 +100,11 @@ class ReadFaces(io.ComfyNode):
             is_input_list=True,
             search_aliases=["fair", "face", "classify", "bars", "gender", "race", "age"],
             inputs=[
-                io.Image.Input("images", tooltip="Finished pictures; a batch or a list."),
+                io.Image.Input(
+                    "images",
+                    tooltip="Finished pictures; a batch or a list. Faces are looked for from 5% of the "
+                    "shorter side on; rows of many faces and very large pictures are searched part by part.",
+                ),
                 Target.Input("target", optional=True, tooltip="Shown beside the shares."),
                 io.Combo.Input(
                     "faces",

@@ -325,7 +325,7 @@ def test_command_reads_a_folder_and_goes_on_past_bad_pictures(tmp_path: Path, ca
     assert re.search(
         r"female_asian_0\.jpg +1 +female [01]\.\d\d +asian 0\.\d\d +young 0\.\d\d, \d\d years", printed.out
     )
-    assert re.search(r"blank\.png +no face", printed.out)
+    assert re.search(r"blank\.png +no face of 10 px", printed.out)
     assert "4 of 5 pictures read" in printed.out
     assert re.fullmatch(
         r"left out: .*cut\.jpg: expected a complete image.*\nleft out as no pictures: 1 \.heic\n", printed.err

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import Face, FaceDetector, align, align_all, align_largest, largest, window
 from fair_adapter.shared.faces.alignment import CHIP_02, similarity, template
-from fair_adapter.shared.faces.detection import detection_size, stack_points
+from fair_adapter.shared.faces.detection import stack_points
 from fair_adapter.shared.faces.mtcnn import crop, integral, suppress, suppress_nested
+from fair_adapter.shared.faces.windows import detection_size
 from fair_adapter.shared.images import load_image, to_bytes, to_pil
 from fair_adapter.tests.fixture_faces import aligned, chain, detector, images
 

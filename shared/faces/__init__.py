@@ -3,6 +3,7 @@
 from .alignment import align, window
 from .detection import Face, FaceDetector, largest, stack_points
 from .selection import AlignedFaces, align_all, align_largest
+from .windows import least_face
 
 __all__ = [
     "AlignedFaces",
@@ -12,6 +13,7 @@ __all__ = [
     "align_all",
     "align_largest",
     "largest",
+    "least_face",
     "stack_points",
     "window",
 ]

@@ -16,12 +16,8 @@ from ..errors import FairAdapterError
 from ..images import to_bytes
 from ..precision import full_precision
 from .mtcnn import Cascade
+from .windows import SMALLEST_FACE, Layer, Sighting, detection_size, is_cut, layers, merged, smallest_side
 
-SMALL_SIDE = 128  # px; images with a shorter side are enlarged to it, at most by ENLARGE
-ENLARGE = 4.0
-LONG_SIDE = 1024  # px; larger images are reduced to it: no generator draws portraits this does not show
-SMALLEST_FACE = 0.05  # of the shorter side
-SMALLEST_PX = 16.0
 PIXELS = 4 << 20  # pixels detected at a time; bounds the memory
 
 
@@ -42,6 +38,16 @@ class Face:
         """Area of the part of the box inside an image of that size, px^2."""
         x0, y0, x1, y1 = self.box
         return max(0.0, min(x1, width) - max(x0, 0.0)) * max(0.0, min(y1, height) - max(y0, 0.0))
+
+    def moved(self, right: float, down: float) -> Face:
+        """The same face in an image that goes on so many px to the left and above."""
+        x0, y0, x1, y1 = self.box
+        points = tuple((x + right, y + down) for x, y in self.points)
+        return Face((x0 + right, y0 + down, x1 + right, y1 + down), points, self.probability)
+
+
+def _by_size(faces: Sequence[Face], height: int, width: int) -> list[Face]:
+    return sorted(faces, key=lambda f: (-f.area(height, width), -f.probability, f.box))
 
 
 def largest(faces: Sequence[Face], height: int, width: int) -> Face | None:
@@ -73,7 +79,7 @@ class FaceDetector:
         self.cascade = Cascade()
 
     def detect(self, images: Tensor) -> list[list[Face]]:
-        """Faces of each image, the largest first.
+        """Faces of each image, the largest first; see `windows` for rows of faces and very large images.
 
         Args:
             images: (N, 3, H, W) RGB in [0, 1], any floating type; NaN counts as black.
@@ -90,12 +96,40 @@ class FaceDetector:
         if not count or not height or not width:
             return [[] for _ in range(count)]
         self.cascade.to(images.device)
+        parts = layers(height, width)
+        if sum(len(layer.corners) for layer in parts) > 1:
+            return [self._in_windows(image.detach(), parts) for image in images]
+        return self._batched(images.detach())
+
+    def _batched(self, images: Tensor) -> list[list[Face]]:
+        height, width = images.shape[2:]
         size = detection_size(height, width)
         step = max(1, PIXELS // max(size[0] * size[1], height * width))
         found: list[list[Face]] = []
-        for first in range(0, count, step):
-            found += self._detect(images[first : first + step].detach(), size)
+        for first in range(0, len(images), step):
+            found += self._detect(images[first : first + step], size)
         return found
+
+    def _in_windows(self, image: Tensor, parts: Sequence[Layer]) -> list[Face]:
+        """The faces of an image (3, H, W), each once, though several windows may show it."""
+        height, width = image.shape[1:]
+        faces: list[Face] = []
+        sightings: list[Sighting] = []
+        number = 0
+        for depth, layer in enumerate(parts):
+            rows, columns = layer.size
+            step = max(1, PIXELS // (rows * columns))
+            for first in range(0, len(layer.corners), step):
+                corners = layer.corners[first : first + step]
+                crops = torch.stack([image[:, y : y + rows, x : x + columns] for y, x in corners])
+                for (top, left), found in zip(corners, self._batched(crops)):
+                    number += 1
+                    for face in (face.moved(left, top) for face in found):
+                        cut = is_cut(face.box, (top, left), layer.size, (height, width))
+                        faces.append(face)
+                        rank = (depth, cut, -face.probability, *face.box)
+                        sightings.append(Sighting(face.box, number, rank, cut))
+        return _by_size([faces[i] for i in merged(sightings)], height, width)
 
     def _detect(self, images: Tensor, size: tuple[int, int]) -> list[list[Face]]:
         height, width = images.shape[2:]
@@ -106,7 +140,7 @@ class FaceDetector:
             )
             levels = resized.round().clamp(0, 255).to(torch.uint8)
         with full_precision(images.device):
-            outputs = self.cascade(levels, max(SMALLEST_PX, self.smallest * min(size)))
+            outputs = self.cascade(levels, smallest_side(size, self.smallest))
         boxes, scores, points, owners = (value.cpu() for value in outputs)
         ratio = torch.tensor([width / size[1], height / size[0]])
         boxes, points = boxes * ratio.repeat(2), points * ratio
@@ -117,13 +151,4 @@ class FaceDetector:
             face = Face(tuple(box), tuple(tuple(p) for p in marks), score)
             if score >= self.threshold and face.area(height, width) > 0:
                 found[owner].append(face)
-        for faces in found:
-            faces.sort(key=lambda f: (-f.area(height, width), -f.probability, f.box))
-        return found
-
-
-def detection_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width at which an image of that size is searched: enlarged or reduced to sensible limits."""
-    scale = min(max(1.0, SMALL_SIDE / min(height, width)), ENLARGE)
-    scale = min(scale, LONG_SIDE / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
+        return [_by_size(faces, height, width) for faces in found]

@@ -2,8 +2,9 @@
 
 Zhang et al., "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks",
 IEEE SPL 2016. The three nets and their weights come from the facenet-pytorch package (MIT); its own
-cascade is not called because it crashes on images below 12 px and on boxes that leave the image, and
-crops box by box in a Python loop. This one agrees with it (tests/test_faces.py) and
+cascade is not called because it crashes on images whose shorter side is below its min_face_size (20 px) and
+on boxes that leave the image, and crops box by box in a Python loop. This one agrees with it
+(tests/test_faces.py) and
 
 * crops every box of a batch at once, through integral images of whole grey levels: exact sums, so that
   a crop does not depend on the device or on its neighbours in the batch;
