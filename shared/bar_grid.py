@@ -237,10 +237,7 @@ def draw_grid(
     Raises:
         FairAdapterError: no image, or not one reading for each.
     """
-    if not images or len(images) != len(readings):
-        raise FairAdapterError(
-            f"batch grid: expected images and as many readings, found {len(images)} and {len(readings)}"
-        )
+    _check_batch(images, readings)
     ink, soft, paper, _ = _theme(dark)
     size = max(12, round(cell / 9.5))
     columns = columns or min(len(images), max(3, math.ceil(math.sqrt(1.6 * len(images)))))
@@ -263,6 +260,62 @@ def draw_grid(
     return sheet
 
 
+def draw_wide(
+    images: Sequence[Image.Image],
+    readings: Sequence[Sequence[FaceBars]],
+    attributes: Sequence[Attribute],
+    target: TargetDistribution | None = None,
+    title: str = "",
+    preview: bool = False,
+    dark: bool = False,
+    size: int = 22,
+) -> Image.Image:
+    """The batch as a low wide picture, for places such as an empty gallery: tiles left, shares right.
+
+    It stays readable a hand's breadth high: as high as its rows of shares, whatever the batch.
+
+    Args:
+        images, readings, attributes, target, preview, dark: as for `draw_grid`.
+        title: above the tiles.
+        size: of the text in px.
+
+    Raises:
+        FairAdapterError: no image, or not one reading for each.
+    """
+    _check_batch(images, readings)
+    ink, soft, paper, _ = _theme(dark)
+    representatives = [reading[0] for reading in readings if reading]
+    panel = draw_shares(class_shares(representatives, attributes, target), 21 * size, size, dark)
+    height = max(panel.height, 12 * size)
+    head = round(3.4 * size)
+    room, gap = height - head - size // 2, 8
+    columns = max(range(1, len(images) + 1), key=lambda n: (_cell(len(images), n, 2 * height, room, gap), -n))
+    tiles = _tiles(
+        images, readings, columns, _cell(len(images), columns, 2 * height, room, gap), preview, paper, gap
+    )
+    left = max(tiles.width, 16 * size)
+    sheet = Image.new("RGB", (size + left + panel.width, height), paper)
+    draw_text(sheet, (size, size // 2), fit_text(title, round(1.15 * size), left), round(1.15 * size), ink)
+    counted = ("preview: " if preview else "") + f"{len(representatives)} of {len(images)} with a face"
+    draw_text(sheet, (size, 2 * size), fit_text(counted, round(0.9 * size), left), round(0.9 * size), soft)
+    sheet.paste(tiles, (size, head))
+    sheet.paste(panel, (size + left, (height - panel.height) // 2))
+    return sheet
+
+
+def _cell(count: int, columns: int, width: int, height: int, gap: int) -> int:
+    """Side of the largest squares of which `count` fit in so many columns."""
+    rows = math.ceil(count / columns)
+    return max(16, min((width - (columns - 1) * gap) // columns, (height - (rows - 1) * gap) // rows))
+
+
+def _check_batch(images: Sequence[Image.Image], readings: Sequence[Sequence[FaceBars]]) -> None:
+    if not images or len(images) != len(readings):
+        raise FairAdapterError(
+            f"batch grid: expected images and as many readings, found {len(images)} and {len(readings)}"
+        )
+
+
 def _tiles(
     images: Sequence[Image.Image],
     readings: Sequence[Sequence[FaceBars]],
@@ -270,9 +323,10 @@ def _tiles(
     cell: int,
     preview: bool,
     paper: Colour,
+    gap: int | None = None,
 ) -> Image.Image:
-    """All pictures in rows of ``columns`` squares."""
-    step = cell + max(4, cell // 24)
+    """All pictures in rows of ``columns`` squares, ``gap`` px apart."""
+    step = cell + (max(4, cell // 24) if gap is None else gap)
     rows = math.ceil(len(images) / columns)
     tiles = Image.new("RGB", ((columns - 1) * step + cell, (rows - 1) * step + cell), paper)
     for index, (image, reading) in enumerate(zip(images, readings)):

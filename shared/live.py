@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from .attributes import Attribute, TargetDistribution, spelled
-from .bar_grid import class_shares, draw_grid, hex_colour
+from .bar_grid import class_shares, draw_wide, hex_colour
 from .bars import FaceBars
 from .errors import FairAdapterError, reason
 from .images import to_pil
@@ -54,8 +54,8 @@ class LiveFrame:
 
     @cached_property
     def image(self) -> Image.Image:
-        """The pictures with bars, shares and legend, dimmed while they are not reliable."""
-        return draw_grid(
+        """The pictures with bars beside the shares, low and wide; dimmed while they are not reliable."""
+        return draw_wide(
             self.pictures,
             self.readings,
             self.attributes,

@@ -16,6 +16,7 @@ from fair_adapter.shared.attributes import (
     GENDER,
     RACE,
     RACE4,
+    STANDARD,
     TABLE,
     Attribute,
     TargetDistribution,
@@ -28,6 +29,7 @@ from fair_adapter.shared.bar_grid import (
     draw_legend,
     draw_notes,
     draw_shares,
+    draw_wide,
 )
 from fair_adapter.shared.bars import Bar, FaceBars, draw_faces, read_bars
 from fair_adapter.shared.errors import FairAdapterError
@@ -378,3 +380,23 @@ def test_command_says_what_is_wrong_in_one_line(tmp_path: Path, capsys) -> None:
         printed = capsys.readouterr()
         assert re.fullmatch(r"error: [^\n]+\n", printed.err) and expected in printed.err, printed.err
     assert (tmp_path / "face_faces.png").read_bytes() == good.read_bytes()
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 7, 8, 16])
+def test_a_wide_sheet_is_readable_in_a_low_place(count: int) -> None:
+    """An empty gallery gives a preview some 180 px of height and 600 of width."""
+    size = 22
+    face = FaceBars((20.0, 20.0, 80.0, 90.0), (Bar("gender", "female", 0.9, (230, 159, 0)),))
+    images = [Image.new("RGB", (96, 128), (200, 150, 120))] * count
+    sheet = draw_wide(
+        images, [[face]] * count, STANDARD, title="step 3 of 20", preview=True, dark=True, size=size
+    )
+    scale = min(600 / sheet.width, 180 / sheet.height)
+    assert sheet.width > 1.8 * sheet.height and scale * size >= 9.5
+    assert (
+        scale * sheet.width > 320
+        and (sheet.width, sheet.height)
+        == draw_wide(images, [[]] * count, STANDARD, title="step 3 of 20", size=size).size
+    ), "it keeps its size while faces come and go"
+    with pytest.raises(FairAdapterError, match="as many readings"):
+        draw_wide(images, [], STANDARD)

@@ -67,6 +67,12 @@ def live_bars(server: lab.Server, webui: browser.Webui, page: Any, shots: Path) 
         "() => document.querySelector('.livePreview img')?.naturalWidth > 250"  # wider than the host's own
     )
     page.wait_for_function(drawn)
+    width, height, shown = page.evaluate(
+        "() => { const i = document.querySelector('.livePreview img'), b = i.getBoundingClientRect();"
+        " const [w, h] = [i.naturalWidth, i.naturalHeight];"
+        " return [w, h, Math.min(b.width / w, b.height / h)]; }"
+    )
+    assert width > 2 * height and shown * width > 400, "readable in an empty gallery"
     webui.shot(shots / "live.png")
     webui.finished(before)
 

@@ -21,9 +21,9 @@ function onUiTabChange() {}
             if (!shown) {
                 shown = document.createElement("div");
                 shown.className = "livePreview";
-                shown.style.cssText = "position:absolute;inset:0;z-index:900;background:#1b1d22;min-height:460px";
-                shown.appendChild(new Image()).style.cssText = "width:100%;height:100%;object-fit:contain";
-                place.style.cssText += "position:relative;min-height:460px";
+                shown.style.cssText = "position:absolute;inset:0;z-index:900;background:#1b1d22";
+                shown.appendChild(new Image()).style.cssText = "width:100%;height:calc(100% - 60px);object-fit:contain";
+                place.style.cssText += "position:relative;min-height:240px" /* an empty gallery's, observed */;
                 place.appendChild(shown);
             }
             shown.querySelector("img").src = "data:image/jpeg;base64," + answer.current_image;
