@@ -183,8 +183,7 @@ def _from_file(
             "diffusers folder or hub id of the model that it was made from"
         )
     try:
-        other = None if vae is None else read_vae(vae, config, dtype)
-        loaded = read(kind, header, dtype, config, left_out, other)
+        loaded = read(kind, header, dtype, config, left_out, vae)
         kind.finish_file(loaded, header)
     except FairAdapterError:
         raise

@@ -10,6 +10,7 @@ inpainting. Most of what can be wrong with a file diffusers would pass over, or 
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,18 @@ from safetensors import safe_open
 
 from ...shared.errors import FairAdapterError, reason
 from .base import DiffusionModel
-from .file_parts import FIRST_STAGE, NETWORK, FilePart, without_text_model
+from .file_parts import FIRST_STAGE, NETWORK, VAE_PART, FilePart, without_text_model
 from .header import Header
 
 FIRST = f"{NETWORK}input_blocks.0.0.weight"
 SCALED = ("scaled_fp8", "scale_weight", "weight_scale", "scale_input", "input_scale")  # ends of keys
 REFINER = "conditioner.embedders.0.model."
-LATENTS, INPAINTING = 4, 9  # channels of U-Nets: the latter take a mask and a picture's latents as well
+INPAINTING = 9  # channels of a U-Net that takes a mask and a picture's latents as well
+KNOWN = (None, 4, INPAINTING, 16)
 OTHERS = {
-    5: "a depth model, which draws over the depth of a picture",
-    7: "an upscaler, which makes a picture larger",
-    8: "an instruction (pix2pix) model, which changes a picture",
+    5: "a depth model, which draws over the depth of a given picture",
+    7: "an upscaler, which makes a given picture larger",
+    8: "an instruction (pix2pix) model, which changes a given picture",
 }
 
 
@@ -59,10 +61,11 @@ def channels(header: Header) -> int | None:
 
 def refuse_channels(source: object, found: int | None) -> None:
     """Raises FairAdapterError for a U-Net that takes a picture beside its latents."""
-    if found in OTHERS:
+    if found not in KNOWN:
+        what = OTHERS.get(found or 0, "one that takes more than latents")
         raise FairAdapterError(
-            f"{source}: expected a text-to-image model, found a U-Net of {found} channels: {OTHERS[found]} "
-            "that it is given; choose the family's base model"
+            f"{source}: expected a text-to-image model, found a U-Net of {found} channels: {what}; choose "
+            "the family's base model"
         )
 
 
@@ -72,12 +75,12 @@ def read(
     dtype: torch.dtype,
     config: str | None,
     left_out: dict[str, None],
-    vae: AutoencoderKL | None = None,
+    vae: str | None = None,
 ) -> Any:
     """The diffusers pipeline of a checkpoint of this family.
 
     config: diffusers folder or hub id that describes it; None is the hub's.  left_out: parts without which it
-    is read.  vae: in the place of its own.
+    is read.  vae: as `read_vae` takes it, in the place of its own.
     Raises FairAdapterError for what the file should hold and does not.
     """
     if config is None:
@@ -86,16 +89,18 @@ def read(
     local = Path(config).is_dir()
     given = {**kind.load_options, **kind.file_options(header.keys), **left_out}
     changes = {"unet": {"in_channels": channels(header)}} if channels(header) else {}
-    parts = [part for part in kind.file_parts if part.folder not in given and header.has(part.prefix)]
+    whole = header.has(*kind.marks)
+    parts = [part for part in kind.file_parts if part.folder not in given]
+    parts = [part for part in parts if header.has(part.prefix) or (whole and part.folder != "vae")]
     if vae is not None:
-        given["vae"] = vae
-        parts = [part for part in parts if part.prefix != FIRST_STAGE]
+        parts = [part for part in parts if part.folder != "vae"]
     for part in parts:
         part.check(header, config, local, **changes.get(part.folder, {}))
     options = {"dtype": dtype, "local_files_only": local}
-    if not header.has(*kind.marks):
-        own = {**left_out, **({} if vae is None else {"vae": vae})}
-        return kind.from_network_file(header.path, header.keys, config, own, **options)
+    other = {} if vae is None else {"vae": read_vae(vae, config, dtype)}
+    given |= other
+    if not whole:
+        return kind.from_network_file(header.path, header.keys, config, {**left_out, **other}, **options)
     if vae is None and not header.has(FIRST_STAGE):
         given["vae"] = _vae_of(config, header, **options)
     for part in parts:
@@ -122,9 +127,7 @@ def _vae_of(config: str, header: Header, **options: Any) -> AutoencoderKL:
 def _renamed_clip(part: FilePart, header: Header, config: str, dtype: torch.dtype, local: bool) -> Any:
     """A text encoder that lies in the file under shorter names than diffusers knows."""
     settings = part.kind.config_class.from_pretrained(config, subfolder=part.folder, local_files_only=local)
-    with torch.device("meta"):
-        model = part.kind(settings)
-    model.to_empty(device="cpu")
+    model = part.kind(settings)  # with the buffers that are in no file
     own = model.state_dict()
     with safe_open(header.path, framework="pt") as file, torch.no_grad():
         for key, name, _ in part.expected(config, local):
@@ -132,10 +135,10 @@ def _renamed_clip(part: FilePart, header: Header, config: str, dtype: torch.dtyp
     return model.to(dtype).eval()
 
 
-def read_vae(source: str, config: str | None, dtype: torch.dtype) -> AutoencoderKL:
+def read_vae(source: str, config: str, dtype: torch.dtype) -> AutoencoderKL:
     """A VAE by itself: a .safetensors file, a diffusers folder of it or of a model, or a hub id.
 
-    config: folder or hub id that describes a file; None is Stable Diffusion 1's.
+    config: folder or hub id of a model, which describes a file.
     Raises FairAdapterError for what is none.
     """
     path = Path(source)
@@ -145,9 +148,13 @@ def read_vae(source: str, config: str | None, dtype: torch.dtype) -> Autoencoder
             header.check_kinds(
                 key for key in header.keys if key.startswith(("encoder.", "decoder.", FIRST_STAGE))
             )
-            place: dict[str, Any] = {} if config is None else {"config": config, "subfolder": "vae"}
-            local = config is not None and Path(config).is_dir()
-            return AutoencoderKL.from_single_file(source, dtype=dtype, local_files_only=local, **place)
+            local = Path(config).is_dir()
+            if not any("_blocks." in key for key in header.keys):  # diffusers' own names
+                part = VAE_PART if header.has(FIRST_STAGE) else dataclasses.replace(VAE_PART, prefix="")
+                part.check(header, config, local)
+            return AutoencoderKL.from_single_file(
+                source, dtype=dtype, local_files_only=local, config=config, subfolder="vae"
+            )
         if path.suffix.lower() == ".safetensors":
             raise FairAdapterError(f"model.vae: expected a VAE, found no file {source}")
         places: tuple[dict[str, Any], ...] = ({}, {"subfolder": "vae"})
