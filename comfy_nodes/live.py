@@ -34,8 +34,9 @@ DECODERS = ("auto", "taesd", "vae", "latent colours")
 CHEAP = 20_000_000  # weights of a VAE that may run beside any sampler; Stable Diffusion's has 84 million
 ROOM = 3 << 30  # bytes of GPU memory for a copy of a larger one, its work on PIXELS and the face reader
 PIXELS = 1 << 20  # decoded at a time
+SAME = 1 + 1e-3  # sigmas that differ by less are the same
 TILE = 192  # px of a picture in the browser
-CALLBACK = 5  # place of the callback among the arguments of ComfyUI's outer_sample
+PLACES = {"sigmas": 3, "callback": 5}  # among the arguments of ComfyUI's outer_sample
 _log = logging.getLogger("fair_adapter")
 Decoder = Callable[[Tensor], Tensor]
 
@@ -55,11 +56,15 @@ def watched(model: Any, watch: Watch) -> Any:
     """A copy of the model whose sampling is watched, by KSampler, SamplerCustom and all that go their way."""
 
     def wrapper(executor: Any, *arguments: Any, **options: Any) -> Any:
-        bars = begin(executor.class_obj.model_patcher, watch)
+        guider = executor.class_obj
+        bars = begin(guider.model_patcher, watch)
         if bars is None:
             return executor(*arguments, **options)
         try:
-            return executor(*with_offers(bars, arguments, options)[0], **options)
+            progress = Progress(bars, guider, argument("sigmas", arguments, options))
+            output = executor(*with_offers(progress, arguments, options)[0], **options)
+            progress.finish(output)
+            return output
         finally:
             bars.close(0.0)  # a frame that waits is still shown, but nothing waits for it
 
@@ -83,7 +88,7 @@ def begin(patcher: Any, watch: Watch) -> LiveBars | None:
             decode,
             lambda frame: send({"node": watch.node, "sharp": sharp, **frame_dict(frame)}),
             every=watch.every,
-            reliable_from=RELIABLE_FROM if sharp else math.inf,
+            reliable_from=RELIABLE_FROM if sharp else math.inf,  # inf: never, whatever the noise
             target=watch.target,
             on_error=tell,
         )
@@ -93,23 +98,73 @@ def begin(patcher: Any, watch: Watch) -> LiveBars | None:
         return None
 
 
+def argument(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """One of outer_sample's arguments, however it was passed; None if it was not."""
+    place = PLACES[name]
+    return arguments[place] if len(arguments) > place else options.get(name)
+
+
 def with_offers(
-    bars: LiveBars, arguments: tuple[Any, ...], options: dict[str, Any]
+    progress: Progress, arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a sampler with its callback extended; later releases may pass more of them."""
     places = list(arguments)
-    inner = options.get("callback") if len(places) <= CALLBACK else places[CALLBACK]
+    inner = argument("callback", arguments, options)
 
     def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:
         if inner is not None:
             inner(step, x0, x, total)  # the host's own: progress, preview, cancel
-        bars.offer(step + 1, total, x0)
+        progress.offer(step, x0, total)
 
-    if len(places) <= CALLBACK:
+    if len(places) <= PLACES["callback"]:
         options["callback"] = callback
     else:
-        places[CALLBACK] = callback
+        places[PLACES["callback"]] = callback
     return tuple(places), options
+
+
+class Progress:
+    """Where a sampler is on its schedule, by the noise of the picture and not by how often it calls.
+
+    dpm_fast reports every third step, dpm_adaptive takes as many as it likes: the schedule's sigmas that lie
+    behind are the finished steps. A prediction is reliable once the noise is what the model has at
+    RELIABLE_FROM of its whole way, also where a sampler takes a part of the way only.
+    """
+
+    def __init__(self, bars: LiveBars, guider: Any, sigmas: Tensor | None) -> None:
+        self._bars, self._model = bars, guider.model_patcher.model
+        self._sigmas = [] if sigmas is None else sigmas.detach().float().cpu().tolist()
+        self._sigma: Tensor | None = None  # of the last prediction
+        self._step = 0
+        sampling = guider.model_patcher.get_model_object("model_sampling")
+        self._reliable = float(sampling.percent_to_sigma(RELIABLE_FROM)) * SAME
+
+        def note(executor: Any, x: Tensor, timestep: Tensor, *arguments: Any, **options: Any) -> Any:
+            self._sigma = timestep
+            return executor(x, timestep, *arguments, **options)
+
+        kind = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
+        options = guider.model_options  # a copy that ends with this run
+        comfy.patcher_extension.add_wrapper_with_key(kind, KEY, note, options, is_model_options=True)
+
+    def offer(self, step: int, x0: Tensor, total: int) -> None:
+        """step: what the sampler counts, from 0.  x0: its prediction.  total: steps of the schedule."""
+        if self._sigma is None or not self._sigmas:  # a sampler that goes past ComfyUI's guider
+            self._step = min(step + 1, total)
+            self._bars.offer(self._step, total, x0)
+            return
+        sigma = float(self._sigma.max())
+        behind = sum(each * SAME >= sigma for each in self._sigmas[:-1])
+        last, self._step = self._step, min(max(behind, 1), total)
+        if self._step != last:  # steps of its own between two of the schedule
+            self._bars.offer(self._step, total, x0, reliable=sigma <= self._reliable)
+
+    def finish(self, output: Tensor) -> None:
+        """Show the end where the sampler's last report was before it.  output: as outer_sample returns it."""
+        total = len(self._sigmas) - 1
+        if 0 < self._step < total:
+            x0 = self._model.process_latent_in(output)
+            self._bars.offer(total, total, x0, reliable=self._sigmas[-1] <= self._reliable)
 
 
 def frame_dict(frame: LiveFrame) -> dict[str, Any]:

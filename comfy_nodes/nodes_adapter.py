@@ -15,7 +15,7 @@ from ..shared.adapter_info import STRENGTHS
 from ..shared.attributes import TargetDistribution
 from ..shared.errors import FairAdapterError
 from . import application, host, targets, texts
-from .schema import Adapter, Target, known, schema, target_input
+from .schema import Adapter, Target, check_choice, known, schema, target_input, valid
 
 _log = logging.getLogger("fair_adapter")
 
@@ -47,10 +47,10 @@ class LoadAdapter(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, adapter: Any = None) -> bool | str:
-        if not isinstance(adapter, str):
+        if adapter is None:
             return True  # a connection, checked when it runs
         try:
-            host.library().path(adapter)
+            host.library().path(str(adapter))
         except FairAdapterError as error:
             return str(error)
         return True
@@ -117,7 +117,12 @@ class SetTarget(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, preset: Any = None) -> bool | str:
+        return valid("preset", preset, targets.PRESETS)
+
+    @classmethod
     def execute(cls, preset: str, text: str, adapter: FairnessAdapter | None = None) -> io.NodeOutput:
+        check_choice("preset", preset, targets.PRESETS)
         target = targets.choose(text, preset, adapter)
         warnings = adapter.targets.resolve(target).warnings if adapter is not None else ()
         for line in warnings:
@@ -172,6 +177,10 @@ class ApplyAdapter(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, soft_tokens: Any = None) -> bool | str:
+        return valid("soft_tokens", soft_tokens, application.PROMPTS)
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -181,6 +190,7 @@ class ApplyAdapter(io.ComfyNode):
         target: TargetDistribution | None = None,
         soft_tokens: str = application.PROMPTS[0],
     ) -> io.NodeOutput:
+        check_choice("soft_tokens", soft_tokens, application.PROMPTS)
         done = application.apply(model, clip, adapter, target, strength, soft_tokens)
         line = texts.applied(adapter, done.layers, done.tokens, done.weights.target.to_text())
         panel = {"fair_applied": [{"text": line, "warnings": list(done.warnings)}]}

@@ -21,7 +21,7 @@ from ..shared.statistics import FairnessStatistics
 from ..shared.tensor_file import write_bytes
 from . import host, live, texts
 from .collection import COLLECTIONS, Batch, statistics_dict
-from .schema import Readings, Target, known, schema
+from .schema import Readings, Target, check_choice, known, schema, valid
 
 CHUNK = 8  # pictures read between two looks at the cancel button
 FACES = ("largest face", "all faces")
@@ -71,6 +71,10 @@ class LiveAttributeBars(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, decoder: Any = None) -> bool | str:
+        return valid("decoder", decoder, live.DECODERS)
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -79,6 +83,7 @@ class LiveAttributeBars(io.ComfyNode):
         target: TargetDistribution | None = None,
         decoder: str = live.DECODERS[0],
     ) -> io.NodeOutput:
+        check_choice("decoder", decoder, live.DECODERS)
         watch = live.Watch(str(cls.hidden.unique_id), every, decoder, vae, target)
         return io.NodeOutput(live.watched(model, watch))
 
@@ -139,6 +144,11 @@ class ReadFaces(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, faces: Any = None, classifier: Any = None) -> bool | str:
+        wrong = (valid("faces", faces, FACES), valid("classifier", classifier, CLASSIFIERS))
+        return next((reason for reason in wrong if reason is not True), True)
+
+    @classmethod
     def execute(
         cls,
         images: list[Tensor],
@@ -148,6 +158,8 @@ class ReadFaces(io.ComfyNode):
         classifier: Sequence[str] = CLASSIFIERS[:1],
     ) -> io.NodeOutput:
         """A list comes whole, so that the panel counts all of its pictures together."""
+        check_choice("faces", faces, FACES)
+        check_choice("classifier", classifier, CLASSIFIERS)
         inputs = (images, faces, certain, classifier)
         count = max(len(values) for values in inputs)
         rows: list[list[Any]] = [[values[min(i, len(values) - 1)] for values in inputs] for i in range(count)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from comfy_api.latest import io
+
+from ..shared.errors import FairAdapterError
 
 CATEGORY = "Fair Adapter"
 Adapter = io.Custom("FAIR_ADAPTER")  # shared.adapter.FairnessAdapter
@@ -36,6 +38,30 @@ def schema(node_id: str, display_name: str, description: str, **options: Any) ->
         description=description,
         **{"search_aliases": ["fair", "fairness", "bias", "diversity"], **options},
     )
+
+
+def check_choice(name: str, value: object, options: Sequence[str]) -> None:
+    """Raises FairAdapterError for a value that a combo of this name does not offer.
+
+    ComfyUI does not check combos of V3 nodes. A list of values is that of a node which takes lists.
+    """
+    for each in value if isinstance(value, (list, tuple)) else [value]:
+        if each not in options:
+            raise FairAdapterError(
+                f"{name}: expected one of {', '.join(map(repr, options))}, found {str(each)[:80]!r}; "
+                "choose one of these"
+            )
+
+
+def valid(name: str, value: object, options: Sequence[str]) -> bool | str:
+    """The same before a prompt is queued: True, or the reason.  value: None or [None] is a connection."""
+    if value is None or value == [None] or value == (None,):
+        return True
+    try:
+        check_choice(name, value, options)
+    except FairAdapterError as error:
+        return str(error)
+    return True
 
 
 def target_input() -> Any:

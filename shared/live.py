@@ -141,32 +141,33 @@ class LiveBars:
     ) -> None:
         self._reader, self._decode, self._show, self._on_error = reader, decode, show, on_error
         self._every, self._reliable_from, self._target = max(1, every), reliable_from, target
-        self._waiting: tuple[int, int, Tensor] | None = None
+        self._waiting: tuple[int, int, Tensor, bool | None] | None = None
         self._closed = False
         self._news = threading.Condition()
         self._thread: threading.Thread | None = None
         self.error: str | None = None
 
-    def offer(self, step: int, total: int, x0: Tensor) -> bool:
+    def offer(self, step: int, total: int, x0: Tensor, reliable: bool | None = None) -> bool:
         """Hand over a prediction; returns at once, and whether it was taken.
 
         step: number of finished steps, 1 to total.  x0: predicted clean latents (N, C, h, w); copied.
+        reliable: whether there is little enough noise left; by the steps unless given.
         Not taken: steps between frames, what there is no memory for, and everything after a failure or
         `close`. A waiting frame that was not begun yet is replaced.
         """
         if self.error is not None or self._closed or (step % self._every and step != total):
             return False
         try:
-            return self._take(step, total, x0.detach().clone())
+            return self._take(step, total, x0.detach().clone(), reliable)
         except Exception as error:  # no memory, no thread: a preview must never end a generation
             self._fail(error)
             return False
 
-    def _take(self, step: int, total: int, latents: Tensor) -> bool:
+    def _take(self, step: int, total: int, latents: Tensor, reliable: bool | None) -> bool:
         with self._news:
             if self._closed:
                 return False
-            self._waiting = (step, total, latents)
+            self._waiting = (step, total, latents, reliable)
             if self._thread is None:
                 thread = threading.Thread(target=self._work, name="fair-adapter-live", daemon=True)
                 thread.start()
@@ -199,11 +200,12 @@ class LiveBars:
                 return
 
     @torch.inference_mode()  # hosts sample in it, and a decoder may work in place on what it is handed
-    def _frame(self, step: int, total: int, latents: Tensor) -> LiveFrame:
+    def _frame(self, step: int, total: int, latents: Tensor, reliable: bool | None) -> LiveFrame:
         images = self._decode(latents)
         readings = [faces[:1] for faces in self._reader.read(images)]
         pictures = [to_pil(image) for image in images]
-        reliable = step >= self._reliable_from * total
+        if reliable is None or self._reliable_from > 1:
+            reliable = step >= self._reliable_from * total
         return LiveFrame(step, total, reliable, pictures, readings, self._reader.attributes, self._target)
 
     def _fail(self, error: Exception) -> None:

@@ -29,7 +29,7 @@ import nodes  # noqa: F401  # isort: skip  (what ComfyUI has loaded when it come
 import server  # noqa: F401
 import torch
 from comfy.text_encoders.sd3_clip import SD3Tokenizer
-from inside_chain import in_a_row, saved
+from inside_chain import brought, in_a_row, saved
 from inside_live import cancelled, copied, decoders
 from inside_models import large_models
 from inside_routes import counting_threads
@@ -136,6 +136,7 @@ found["widths"] = application.describe(*parts[:2]).widths
 found["keys"] = key_map(*parts[:2])
 read = (application, ours("shared.adapter"), *parts[:2], folder / "models" / "fair_adapters")
 found["in_a_row"], found["saved"] = in_a_row(*read), saved(*read)
+found["brought"] = brought({name: ours(f"comfy_nodes.{name}") for name in ("nodes_adapter", "nodes_faces")})
 embeddings = folder / "models" / "embeddings"
 width = {"clip_l": found["widths"]["clip_l"]}
 tokens = ours("comfy_nodes.soft_tokens")

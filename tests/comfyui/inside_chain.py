@@ -1,4 +1,4 @@
-"""Fair Adapter nodes in a row: which tokens stand before which prompt; what is told when a CLIP is saved."""
+"""Fair Adapter nodes in a row, a CLIP that is saved, and values that a connection brings."""
 
 import logging
 from pathlib import Path
@@ -58,4 +58,25 @@ def saved(application: Any, adapters: Any, model: Any, clip: Any, folder: Path) 
             assert set(weights) == set(clip.cond_stage_model.state_dict())
     finally:
         log.removeHandler(handler)
+    return told
+
+
+def brought(nodes: dict[str, Any]) -> dict[str, str]:
+    """What each node says when it runs with a value that its combo does not offer.  nodes: by class name."""
+    adapter, faces = nodes["nodes_adapter"], nodes["nodes_faces"]
+    image = [torch.zeros(1, 8, 8, 3)]
+    calls = {
+        "preset": lambda: adapter.SetTarget.execute("nonsense", "gender=50/50"),
+        "soft_tokens": lambda: adapter.ApplyAdapter.execute(None, None, None, 1.0, soft_tokens="nonsense"),
+        "decoder": lambda: faces.LiveAttributeBars.execute(None, 3, decoder="nonsense"),
+        "faces": lambda: faces.ReadFaces.execute(image, ["largest face", "nonsense"], [0.7]),
+        "classifier": lambda: faces.ReadFaces.execute(image, ["all faces"], [0.7], classifier=["nonsense"]),
+    }
+    told = {}
+    for name, call in calls.items():
+        try:
+            call()
+            told[name] = "nothing"
+        except Exception as error:
+            told[name] = f"{type(error).__name__}: {error}"
     return told

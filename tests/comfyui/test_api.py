@@ -296,6 +296,37 @@ def test_live_bars_with_both_kinds_of_samplers(client: Client) -> None:
     check_frames(client.run(custom, until=ended_live), "2", {4, 6})
 
 
+@pytest.mark.parametrize("sampler", ["dpm_fast", "dpm_adaptive", "heun", "dpm_2", "dpmpp_sde", "uni_pc"])
+def test_live_bars_of_samplers_with_steps_of_their_own(client: Client, sampler: str) -> None:
+    prompt = base(seed=311, steps=6)
+    prompt["2"] = node("LiveBars", model=["1", 0], vae=["1", 2], every=1)
+    prompt["6"]["inputs"] |= {"model": ["2", 0], "sampler_name": sampler}
+    run = client.run(prompt, until=ended_live)
+    assert run.ok, run.events[-1]
+    frames = run.data("fair_adapter.live")
+    steps = [frame["step"] for frame in frames]
+    assert steps == sorted(set(steps)) and steps[0] >= 1 and steps[-1] == 6
+    assert all(frame["total"] == 6 for frame in frames)
+    assert frames[-1]["reliable"]
+    blurred = 3 if sampler in ("dpm_2", "uni_pc") else 2  # ComfyUI gives those two a schedule of more noise
+    assert all(frame["reliable"] == (frame["step"] > blurred) for frame in frames)
+
+
+def test_reliable_goes_by_the_noise_that_is_left(client: Client) -> None:
+    """The first half of a schedule ends in noise, its second half begins with little."""
+    for start, end, reliable in ((0, 3, False), (6, 10, True)):
+        prompt = base(seed=312)
+        prompt["2"] = node("LiveBars", model=["1", 0], vae=["1", 2], every=1)
+        settings = {**prompt["6"]["inputs"], "model": ["2", 0], "steps": 10, "noise_seed": 312}
+        settings = {k: v for k, v in settings.items() if k not in ("seed", "denoise")}
+        settings |= {"start_at_step": start, "end_at_step": end, "add_noise": "enable"}
+        prompt["6"] = node("KSamplerAdvanced", **settings, return_with_leftover_noise="enable")
+        run = client.run(prompt, until=ended_live)
+        assert run.ok, run.events[-1]
+        frames = run.data("fair_adapter.live")
+        assert frames and all(frame["reliable"] == reliable for frame in frames), (start, frames)
+
+
 def ended_live(run: Run) -> bool:
     """Whether the last look was shown, which may be after the end of the prompt."""
     return any("error" in f or f["step"] == f["total"] for f in run.data("fair_adapter.live"))

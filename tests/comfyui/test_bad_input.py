@@ -58,6 +58,53 @@ def test_names_that_are_none(client: Client, name: str) -> None:
     assert not client.get("/fair_adapter/target", text="gender=50/50", adapter=name)["error"]
 
 
+def combos(client: Client) -> list[tuple[str, str, list[str]]]:
+    """Node, input and options of every combo of ours, as ComfyUI offers them."""
+    found = []
+    for kind, table in client.get("/object_info").items():
+        for rows in table["input"].values() if kind.startswith("FairAdapter_") else ():
+            for name, entry in rows.items():
+                if entry[0] == "COMBO" or isinstance(entry[0], list):
+                    options = entry[0] if isinstance(entry[0], list) else entry[1]["options"]
+                    found.append((kind.removeprefix("FairAdapter_"), name, options))
+    return found
+
+
+def test_every_combo_refuses_what_it_does_not_offer(client: Client) -> None:
+    """ComfyUI checks no combo of a V3 node."""
+    found = combos(client)
+    assert {(kind, name) for kind, name, _ in found} == {
+        ("Apply", "soft_tokens"),
+        ("FaceAttributes", "classifier"),
+        ("FaceAttributes", "faces"),
+        ("LiveBars", "decoder"),
+        ("LoadAdapter", "adapter"),
+        ("TargetDistribution", "preset"),
+    }
+    for kind, name, options in found:
+        for value in ("nonsense", "", "Default ", 3, "nonsense\nmore"):
+            prompt = everything()
+            (key,) = [k for k, each in prompt.items() if each["class_type"] == f"FairAdapter_{kind}"]
+            prompt[key]["inputs"][name] = value
+            run = client.run(prompt)
+            assert run.refused is not None, (kind, name, value)
+            details = " ".join(error["details"] for error in run.refused["node_errors"][key]["errors"])
+            assert name in details and "expected" in details and "\n" not in details, details
+            if kind != "LoadAdapter":
+                assert all(repr(option) in details for option in options), details
+    assert client.run(everything()).ok
+
+
+def everything() -> dict:
+    """One node of each kind that has a combo, each combo named."""
+    prompt = faces(adapted(base(steps=2), target="gender=50/50"), classifier="default")
+    prompt["2"] = node("LiveBars", model=["22", 0], vae=["1", 2], every=2, decoder="vae")
+    prompt["6"]["inputs"]["model"] = ["2", 0]
+    prompt["22"]["inputs"]["soft_tokens"] = "both prompts"
+    del prompt["9"]  # ComfyUI would run what is well beside a node that is refused
+    return prompt
+
+
 def test_an_adapter_that_is_deleted_between_runs(client: Client, server: Server) -> None:
     folder = server.base / "models" / "fair_adapters"
     shutil.copy(folder / "words.safetensors", folder / "gone.safetensors")

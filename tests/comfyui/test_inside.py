@@ -101,6 +101,14 @@ def test_a_saved_clip_tells_what_it_lacks(found: dict[str, Any]) -> None:
         assert "Export Adapter" in line and "embedding:NAME" in line
 
 
+def test_a_connection_brings_no_choice_that_is_none(found: dict[str, Any]) -> None:
+    told = found["brought"]
+    assert set(told) == {"preset", "soft_tokens", "decoder", "faces", "classifier"}
+    for name, text in told.items():
+        assert text.startswith(f"FairAdapterError: {name}: expected one of '"), text
+        assert "found 'nonsense'" in text
+
+
 def test_live_bars_take_the_cheapest_sharp_decoder(found: dict[str, Any]) -> None:
     assert found["decoders"] == {
         "small on a CPU": "vae",
