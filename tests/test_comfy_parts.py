@@ -1,6 +1,7 @@
 """What of the ComfyUI nodes needs no ComfyUI: targets for the sliders, texts, collections of statistics."""
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -257,6 +258,16 @@ def test_collections_are_bounded() -> None:
 
 
 # ---- what is shipped
+
+
+def test_templates_name_adapters_that_fit_their_model() -> None:
+    """Those that come with the pack are for the portrait model alone."""
+    shipped = {path.name for path in (ROOT / "shared" / "adapters").glob("*.safetensors")}
+    for path in sorted((ROOT / "example_workflows").glob("*.json")):
+        nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+        named = {n["widgets_values"][0] for n in nodes if n["type"] == "FairAdapter_LoadAdapter"}
+        own_model = any(n["type"] == "CheckpointLoaderSimple" for n in nodes)
+        assert named and (not named & shipped if own_model else named <= shipped), path.name
 
 
 def test_the_entry_does_nothing_outside_comfyui() -> None:

@@ -54,6 +54,27 @@ window.fair = {
     return [0, 1, 2, 3].map((i) => boxes.reduce((a, b) => (i < 2 ? Math.min(a, b[i]) : Math.max(a, b[i])), boxes[0][i]));
   },
 
+  /** Id, left, top, right and bottom of every node as it is drawn, its title included, on the canvas. */
+  drawn() {
+    const scale = window.app.canvas.ds.scale;
+    return window.app.graph._nodes.map((node) => {
+      const box = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
+      const height = box ? box.height / scale - 30 : node.size[1];
+      return [node.id, node.pos[0], node.pos[1] - 30, node.pos[0] + node.size[0], node.pos[1] + height];
+    });
+  },
+
+  /** Unfold what nodes of a kind keep folded. */
+  unfold(kind) {
+    for (const node of window.app.graph._nodes.filter((node) => node.type === kind)) {
+      node.showAdvanced = true;
+      if (!document.querySelector(`[data-node-id="${node.id}"]`)) {
+        node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
+      }
+    }
+    window.app.canvas.setDirty(true, true);
+  },
+
   /** Node types that the front end does not know. */
   unknown: () =>
     window.app.graph._nodes

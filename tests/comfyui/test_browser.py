@@ -66,6 +66,24 @@ def test_templates_load(page: Page, path: Path) -> None:
     assert page.do("count", ".fair-panel") >= len(ours) > 0
 
 
+@pytest.mark.parametrize("path", FLOWS, ids=[path.stem for path in FLOWS])
+def test_no_node_of_a_template_lies_on_another(page: Page, path: Path) -> None:
+    """By the sizes that the front end really draws, with the advanced inputs unfolded."""
+    page.load(browser.workflow(path))
+    page.do("show", [0.6, 20, 70])
+    page.do("unfold", "FairAdapter_Apply")
+    page.page.wait_for_timeout(1200)
+    boxes = page.do("drawn")
+    assert len(boxes) > 5
+    touching = [
+        (one[0], other[0])
+        for index, one in enumerate(boxes)
+        for other in boxes[:index]
+        if one[1] < other[3] and other[1] < one[3] and one[2] < other[4] and other[2] < one[4]
+    ]
+    assert touching == []
+
+
 def test_sliders_stay_linked(page: Page) -> None:
     page.load(live())
     page.do("set", [*ADAPTER, "words.safetensors"])

@@ -8,6 +8,7 @@ from typing import Any
 
 from fair_adapter.tests.comfyui.prompts import KSAMPLER, Prompt, node
 
+OWN_ADAPTER = "your_sd15_adapter.safetensors"  # none is shipped: those that are fit the portrait model alone
 FIXED = "portrait_gender_race.safetensors"
 ANY = "portrait_any_target.safetensors"
 EQUAL = "gender=female:50,male:50;race=equal"
@@ -41,7 +42,8 @@ very beginning of the positive prompt. The picture is the same, pixel for pixel.
 the same files."""
 CHECKPOINT = """## Your own checkpoint
 For Stable Diffusion 1.x, 2.x and SDXL. Choose your checkpoint, and in *Load Fair Adapter* an adapter that was
-trained for it: another architecture is refused with the reason.
+trained for it and lies in `models/fair_adapters`. None comes with the pack: the shipped ones are for the
+portrait model. Another architecture is refused with the reason.
 
 For SDXL set the size to 1024 x 1024. For sharp live bars put `taesd_decoder.safetensors` (SDXL:
 `taesdxl_decoder.safetensors`) into `models/vae_approx`."""
@@ -90,13 +92,13 @@ class Flow:
 def adapter(flow: Flow, name: str = FIXED, target: str = EQUAL) -> None:
     """Model, adapter, target and both put together: nodes 1 to 4."""
     flow.add("1", "LoadPortrait", (40, 60), (330, 90))
-    flow.add("2", "LoadAdapter", (40, 200), (330, 400), adapter=name)
+    flow.add("2", "LoadAdapter", (40, 240), (330, 400), adapter=name)
     flow.add("3", "TargetDistribution", (410, 60), (360, 420), adapter=["2", 0], preset=OWN, text=target)
     links = {"model": ["1", 0], "clip": ["1", 1], "adapter": ["2", 0], "target": ["3", 0]}
     flow.add("4", "Apply", (810, 60), (330, 230), strength=1.0, **links)
 
 
-def prompts(flow: Flow, who: str, y: int = 330) -> None:
+def prompts(flow: Flow, who: str, y: int = 420) -> None:
     """Both prompts through the adapter's CLIPs, and the latents: nodes 5 to 7."""
     flow.add(
         "5", "CLIPTextEncode", (810, y), (330, 110), "positive prompt", clip=["4", 1], text=prompt_of(who)
@@ -113,7 +115,7 @@ def live() -> Flow:
     flow.sampler("9", (1630, 60), "8", 7, positive=["5", 0], negative=["6", 0], latent_image=["7", 0])
     faces = {"faces": "largest face", "certain": 0.7, "target": ["3", 0]}
     flow.add("11", "FaceAttributes", (1970, 60), (430, 700), images=["90", 0], **faces)
-    flow.note = ((410, 710), (730, 210), LIVE)
+    flow.note = ((410, 750), (730, 210), LIVE)
     return flow
 
 
@@ -124,13 +126,13 @@ def on_and_off() -> Flow:
     flow.add(
         "15",
         "CLIPTextEncode",
-        (810, 640),
+        (810, 730),
         (330, 110),
         "prompt, base model",
         clip=["1", 1],
         text=prompt_of("mechanic"),
     )
-    flow.add("16", "CLIPTextEncode", (810, 800), (330, 90), "negative, base model", clip=["1", 1], text="")
+    flow.add("16", "CLIPTextEncode", (810, 890), (330, 90), "negative, base model", clip=["1", 1], text="")
     flow.add("7", "EmptyLatentImage", (410, 540), (360, 110), width=128, height=128, batch_size=16)
     flow.sampler("9", (1180, 60), "4", 11, positive=["5", 0], negative=["6", 0], latent_image=["7", 0],
                  title="with adapter")  # fmt: skip
@@ -139,7 +141,7 @@ def on_and_off() -> Flow:
     faces = {"faces": "largest face", "certain": 0.7, "target": ["3", 0]}
     flow.add("21", "FaceAttributes", (1520, 60), (430, 780), "base model", images=["190", 0], **faces)
     flow.add("22", "FaceAttributes", (1990, 60), (430, 780), "with adapter", images=["90", 0], **faces)
-    flow.note = ((40, 730), (730, 200), ON_AND_OFF)
+    flow.note = ((40, 790), (730, 200), ON_AND_OFF)
     return flow
 
 
@@ -147,26 +149,26 @@ def sweep() -> Flow:
     """Three targets of an adapter that follows them."""
     flow = Flow("Target sweep", shown=("35", "45", "55"))
     flow.add("1", "LoadPortrait", (40, 60), (330, 90))
-    flow.add("2", "LoadAdapter", (40, 200), (330, 400), adapter=ANY)
-    flow.add("7", "EmptyLatentImage", (40, 660), (330, 110), width=128, height=128, batch_size=12)
+    flow.add("2", "LoadAdapter", (40, 240), (330, 400), adapter=ANY)
+    flow.add("7", "EmptyLatentImage", (40, 790), (330, 110), width=128, height=128, batch_size=12)
     for row, female in enumerate((15, 50, 85)):
-        y, key = 60 + 640 * row, str(row + 3)
+        y, key = 60 + 700 * row, str(row + 3)
         text, title = f"gender=female:{female},male:{100 - female};race=equal", f"{female}% women"
         asked = {"adapter": ["2", 0], "preset": OWN, "text": text}
         flow.add(key + "0", "TargetDistribution", (410, y), (360, 420), title, **asked)
         links = {"model": ["1", 0], "clip": ["1", 1], "adapter": ["2", 0], "target": [key + "0", 0]}
         flow.add(key + "1", "Apply", (810, y), (330, 230), title, strength=1.0, **links)
-        flow.add(key + "2", "CLIPTextEncode", (810, y + 290), (330, 110), "prompt", clip=[key + "1", 1],
+        flow.add(key + "2", "CLIPTextEncode", (810, y + 360), (330, 110), "prompt", clip=[key + "1", 1],
                  text=prompt_of("doctor"))  # fmt: skip
         flow.add(
-            key + "3", "CLIPTextEncode", (810, y + 450), (330, 90), "negative", clip=[key + "1", 2], text=""
+            key + "3", "CLIPTextEncode", (810, y + 520), (330, 90), "negative", clip=[key + "1", 2], text=""
         )
         flow.sampler(key + "4", (1180, y), key + "1", 5, positive=[key + "2", 0], negative=[key + "3", 0],
                      latent_image=["7", 0])  # fmt: skip
         faces = {"faces": "largest face", "certain": 0.7, "target": [key + "0", 0]}
         at = (1520 + 460 * row, 60)  # side by side: the pictures are taller than a row
         flow.add(key + "5", "FaceAttributes", at, (430, 780), title, images=[key + "40", 0], **faces)
-    flow.note = ((40, 830), (330, 220), TARGETS)
+    flow.note = ((40, 970), (330, 220), TARGETS)
     return flow
 
 
@@ -180,7 +182,7 @@ def statistics() -> Flow:
     flow.add("11", "FaceAttributes", (1520, 60), (430, 780), images=["90", 0], **faces)
     counted = {"readings": ["11", 2], "target": ["3", 0], "collection": "teachers", "group": "teacher"}
     flow.add("12", "Statistics", (1990, 60), (430, 560), save_as="", **counted)
-    flow.note = ((410, 710), (730, 210), STATISTICS)
+    flow.note = ((410, 750), (730, 210), STATISTICS)
     return flow
 
 
@@ -191,8 +193,8 @@ def export() -> Flow:
     flow.add("4", "Export", (810, 60), (340, 260), adapter=["2", 0], target=["3", 0], name="portrait_fair",
              strength=1.0, overwrite=True)  # fmt: skip
     flow.add("5", "PreviewAny", (1190, 60), (280, 110), "LoRA file", source=["4", 0])
-    flow.add("6", "PreviewAny", (1190, 220), (280, 110), "prompt prefix", source=["4", 1])
-    flow.note = ((810, 380), (660, 190), EXPORT)
+    flow.add("6", "PreviewAny", (1190, 260), (280, 110), "prompt prefix", source=["4", 1])
+    flow.note = ((810, 440), (660, 190), EXPORT)
     return flow
 
 
@@ -202,11 +204,12 @@ def checkpoint() -> Flow:
     flow.add(
         "1", "CheckpointLoaderSimple", (40, 60), (330, 100), ckpt_name="v1-5-pruned-emaonly-fp16.safetensors"
     )
+    flow.nodes["2"]["inputs"]["adapter"] = OWN_ADAPTER
     flow.nodes["5"]["inputs"]["text"] = prompt_of("software developer")
     flow.nodes["7"]["inputs"] |= {"width": 512, "height": 512, "batch_size": 8}
     flow.nodes["9"]["inputs"]["cfg"] = 7.0
     flow.add("12", "SaveImage", (1970, 830), (430, 100), images=["11", 1], filename_prefix="fair")
-    flow.note = ((410, 710), (730, 250), CHECKPOINT)
+    flow.note = ((410, 750), (730, 280), CHECKPOINT)
     return flow
 
 
