@@ -195,20 +195,23 @@ def clean_environ() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in foreign}
 
 
-def build(folder: Path) -> None:
-    """Create the virtual environment, in place of a broken one if there is one."""
+def build(folder: Path, python: list[str] | None = None) -> None:
+    """Create the virtual environment, in place of a broken one if there is one.
+
+    python: the command of another Python that is to make it.
+    """
     import subprocess
 
     ours = not folder.exists() or (folder / "pyvenv.cfg").is_file()
     if not ours and not (folder.is_dir() and not any(folder.iterdir())):
         raise InstallError(f"{folder} is in the way and is no virtual environment: move it away")
-    if not (find_spec("venv") and find_spec("ensurepip")):
+    if python is None and not (find_spec("venv") and find_spec("ensurepip")):
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         raise InstallError(
             f"this Python has no venv module: install it (Debian and Ubuntu: sudo apt install "
             f"python{version}-venv) or call install.py with another Python"
         )
-    command = [sys.executable, "-m", "venv", "--clear", str(folder)]
+    command = [*(python or [sys.executable]), "-m", "venv", "--clear", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, errors="replace", env=clean_environ())
     if result.returncode != 0:
         cause, remedy = explain(result.stderr or result.stdout)
