@@ -1,11 +1,12 @@
 """Renders portraits of people who don't exist, with known gender, race mix, age and skin tone.
 
-    python trainer/portrait/render.py --out FOLDER --count N [--processes P] [--size 160] [--seed 0] [--assets DIR]
+    python trainer/portrait/render.py --out FOLDER --count N [--processes P] [--size 160] [--seed 0]
+        [--assets DIR]
 
 Picture and labels of an index depend on the seed and the index alone. The same command again, whenever it was
-stopped, renders what is missing; a larger --count goes on from there. FOLDER gets 000/000000.png, ... (RGBA: put
-any backdrop behind them), labels.csv and render.json. The first start downloads the assets (MakeHuman's, CC0) and
-Blender's Python module (PyPI bpy, GPL-3.0) into DIR; --source NAME=PATH gives them from elsewhere.
+stopped, renders what is missing; a larger --count goes on from there. FOLDER gets 000/000000.png, ... (RGBA:
+put any backdrop behind them), labels.csv and render.json. The first start downloads the assets (MakeHuman's,
+CC0) and Blender's Python module (PyPI bpy, GPL-3.0) into DIR; --source NAME=PATH gives them from elsewhere.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -35,16 +37,23 @@ WORKER = Path(__file__).resolve().parent / "rendering/worker.py"
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Render labelled portraits of people who don't exist.")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the pictures, outside the repository")
-    parser.add_argument("--count", type=_positive, required=True, help="how many pictures the folder is to hold")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the pictures, outside the repository"
+    )
+    parser.add_argument(
+        "--count", type=_positive, required=True, help="how many pictures the folder is to hold"
+    )
     parser.add_argument("--processes", type=_positive, default=1, help="one processor core each")
     parser.add_argument("--size", type=_positive, default=160, help="pixels a side")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other people")
-    parser.add_argument("--samples", type=_positive, default=10, help="light paths a pixel")
+    parser.add_argument("--samples", type=_positive, default=16, help="light paths a pixel")
     parser.add_argument("--bounces", type=_positive, default=2, help="of light")
     parser.add_argument("--no-denoise", action="store_true", help="for 64 samples and more")
     parser.add_argument(
-        "--assets", type=Path, default=Path("runs/portrait_assets"), help="assets and Blender, kept between runs"
+        "--assets",
+        type=Path,
+        default=Path("runs/portrait_assets"),
+        help="assets and Blender, kept between runs",
     )
     parser.add_argument(
         "--source", action="append", default=[], metavar="NAME=PATH", help="a source that is already here"
@@ -98,7 +107,13 @@ def render(options: argparse.Namespace) -> None:
     if todo:
         python = _blender(options)
         numbers = (options.seed, options.size, options.samples, options.bounces, int(not options.no_denoise))
-        command = [str(python), str(WORKER), str(options.assets / "assets"), str(options.out), *map(str, numbers)]
+        command = [
+            str(python),
+            str(WORKER),
+            str(options.assets / "assets"),
+            str(options.out),
+            *map(str, numbers),
+        ]
         _work(Workers(command, options.processes, options.out), todo, done, options.count, person)
     done.write_labels(person)
     print(f"{options.out}: {len(done.indices)} pictures, {folder.LABELS}", flush=True)
@@ -109,7 +124,8 @@ def _blender(options: argparse.Namespace) -> Path:
         return environment.ready_environment(options.assets / "blender")
     if not environment.has_blender(options.blender):
         raise FairAdapterError(
-            f"--blender {options.blender}: expected a Python {'.'.join(map(str, environment.PYTHON))} that imports bpy "
+            f"--blender {options.blender}: expected a Python {'.'.join(map(str, environment.PYTHON))} "
+            "that imports bpy "
             "(PyPI bpy, GPL-3.0), numpy and PIL, found none; leave the option out and one is set up"
         )
     return options.blender
@@ -127,10 +143,8 @@ def _work(workers: Workers, todo: list[int], done: folder.Done, count: int, pers
                     done.write_labels(person)
                     written = time.monotonic()
     except BaseException:
-        try:
+        with suppress(FairAdapterError):  # a full disk: the next start writes them
             done.write_labels(person)
-        except FairAdapterError:  # a full disk: the next start writes them
-            pass
         raise
 
 

@@ -1,4 +1,5 @@
-"""Reads MakeHuman's assets as `sources.py` lays them out: base mesh, shape targets, fitted meshes, pictures."""
+"""Reads MakeHuman's assets as `sources.py` lays them out: base mesh, shape targets, fitted meshes,
+pictures."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ import numpy as np
 from ....shared.errors import FairAdapterError
 
 _FOLDERS = (
-    "head forehead eyebrows eyes nose mouth chin cheek ears neck macrodetails macrodetails/height "
-    "macrodetails/proportions"
-).split()
+    "head", "forehead", "eyebrows", "eyes", "nose", "mouth", "chin", "cheek", "ears", "neck",
+    "macrodetails", "macrodetails/height", "macrodetails/proportions",
+)
 
 
 @dataclass
@@ -137,7 +138,8 @@ class Assets:
         path = self.root / name
         if not path.is_file():
             raise FairAdapterError(
-                f"{path}: expected a file of the portrait assets, found none; delete {self.root} and run the same "
+                f"{path}: expected a file of the portrait assets, found none; delete {self.root} and run "
+                "the same "
                 "command again"
             )
         return path
@@ -149,7 +151,9 @@ class Assets:
     @cached_property
     def _targets(self) -> dict[str, Path]:
         folder = self.root / "base/targets"
-        found = {p.name.removesuffix(".target.gz"): p for d in _FOLDERS for p in (folder / d).glob("*.target.gz")}
+        found = {
+            p.name.removesuffix(".target.gz"): p for d in _FOLDERS for p in (folder / d).glob("*.target.gz")
+        }
         for p in (folder / "expression/units").glob("*/*.target.gz"):
             found[f"expression/{p.parent.name}/{p.name.removesuffix('.target.gz')}"] = p
         return found

@@ -1,7 +1,8 @@
 """Shapes and poses the base mesh after a person.
 
-MakeHuman's averages are shy: classifiers read them as labelled only when gender, race and age go past the ends
-of its sliders. How far stands in OVERDRAW; measured by what both classifiers read (see docs/rendered_people.md).
+MakeHuman's averages are shy: classifiers read them as labelled only when gender, race and age go past the
+ends of its sliders. How far stands in OVERDRAW; measured by what both classifiers read (see
+docs/rendered_people.md).
 """
 
 from __future__ import annotations
@@ -11,17 +12,60 @@ import numpy as np
 from .assets import Assets
 from .plan import Person
 
-OVERDRAW = {"gender": {"female": 1.5, "male": 1.25}, "race": {"black": 1.4, "asian": 1.4, "wmelh": 1.5}, "age": 1.3}
+OVERDRAW = {
+    "female": {"black": 2.3, "asian": 1.8, "wmelh": 1.8},
+    "male": {"black": 1.3, "asian": 1.35, "wmelh": 1.5},
+    "race": {"black": 1.5, "asian": 1.55, "wmelh": 1.4},
+}
+_OLD = ((20, 30, 36, 44, 56, 76), (-0.1, 0.08, 0.24, 0.62, 1.0, 1.45))  # years -> how far to MakeHuman's 90
 MAKEHUMAN = {"black": "african", "asian": "asian", "wmelh": "caucasian"}
+# What classifiers look for beside the macro targets, added on top of a person's own face
+_ADDED = {
+    "black": {
+        "mouth-upperlip-volume-incr": 0.4,
+        "mouth-lowerlip-volume-incr": 0.3,
+        "nose-width3-incr": 0.35,
+        "nose-nostrils-width-incr": 0.3,
+        "nose-flaring-incr": 0.25,
+    },
+    "asian": {
+        "*-eye-epicanthus-in": 0.5,
+        "*-eye-eyefold-down": 0.35,
+        "*-eye-height1-decr": 0.25,
+        "*-eye-height3-decr": 0.25,
+        "nose-scale-depth-decr": 0.2,
+        "*-cheek-bones-incr": 0.2,
+    },
+    "wmelh": {"nose-scale-depth-incr": 0.2, "*-eye-eyefold-up": 0.2, "nose-width1-decr": 0.15},
+}
+_FEMALE = {
+    "mouth-lowerlip-volume-incr": 0.2,
+    "mouth-upperlip-volume-incr": 0.2,
+    "*-eye-height2-incr": 0.2,
+    "nose-scale-horiz-decr": 0.15,
+    "nose-volume-decr": 0.15,
+    "chin-width-decr": 0.2,
+    "eyebrows-trans-up": 0.25,
+    "measure-neck-circ-decr": 0.3,
+}
+_MALE = {
+    "chin-width-incr": 0.15,
+    "chin-bones-incr": 0.2,
+    "measure-neck-circ-incr": 0.25,
+    "eyebrows-trans-forward": 0.15,
+}
 _ARM = ("upperarm01", "upperarm02", "lowerarm01", "lowerarm02", "wrist", "metacarpal", "finger")
-_HEAD = "head jaw levator oculi orbicularis oris risorius special temporalis tongue eye.".split()
+_HEAD = (
+    "head", "jaw", "levator", "oculi", "orbicularis", "oris", "risorius", "special", "temporalis",
+    "tongue", "eye.",
+)
 
 
 def macro_weights(p: Person) -> dict[str, float]:
     """MakeHuman's macro targets with their weights."""
-    old = float(np.clip((p.age - 25) / 55, 0, 1)) * OVERDRAW["age"]  # MakeHuman's old is 90; here 80
+    old = float(np.interp(p.age, *_OLD))
     ages = {"young": 1 - old, "old": old}
-    male = 0.5 + OVERDRAW["gender"][p.slot.gender] * (p.male - 0.5)
+    male = 0.5 + OVERDRAW[p.slot.gender][p.slot.race] * (p.male - 0.5)
     genders = {"male": male, "female": 1 - male}
     push = OVERDRAW["race"][p.slot.race]
     races = {MAKEHUMAN[race]: 1 / 3 + push * (share - 1 / 3) for race, share in p.mix.items()}
@@ -47,34 +91,35 @@ def _three(value: float, kind: str) -> dict[str, float]:
 def expression(p: Person) -> dict[str, float]:
     """Expression units with their weights."""
     units = {"mouth-corner-puller": p.smile}
-    brows = 0.75 if p.expression == "raised brows" else 0.3
+    brows = 0.85 if p.expression == "raised brows" else 0.42
     for side in ("left", "right"):
         units[f"eye-{side}-slit"] = 0.14 * p.smile
         units[f"eyebrows-{side}-up"] = brows
-        units[f"eyebrows-{side}-inner-up"] = 0.2
+        units[f"eyebrows-{side}-inner-up"] = 0.3
     if p.expression == "open smile":
-        units |= {"mouth-upward-retraction": 0.35 + 0.3 * p.smile, "mouth-open": 0.16, "mouth-part-later": 0.25}
+        units |= {
+            "mouth-upward-retraction": 0.25 + 0.25 * p.smile,
+            "mouth-open": 0.1,
+            "mouth-part-later": 0.2,
+        }
     return units
 
 
 def details(p: Person) -> dict[str, float]:
     """Face axes of this person with what age and gender add."""
+    given = dict(p.details)
+    for extra in (_ADDED[p.slot.race], _FEMALE if p.slot.gender == "female" else _MALE):
+        for name, amount in extra.items():
+            given[name] = given.get(name, 0) + amount
     out = {}
-    for name, amount in p.details.items():
+    for name, amount in given.items():
         for side in "lr" if name.startswith("*") else " ":
             out[name.replace("*", side)] = amount
-    past = float(np.clip((p.age - 42) / 30, 0, 1))
-    out["head-age-incr"] = 0.8 * past
+    past = float(np.interp(p.age, (36, 44, 74), (0, 0.3, 1)))
+    out["head-age-incr"] = 0.9 * past
     for side in "lr":
         out[f"{side}-eye-bag-incr"] = 0.7 * past
         out[f"{side}-cheek-trans-down"] = out.get(f"{side}-cheek-trans-down", 0) + 0.3 * past
-    if p.slot.gender == "female":
-        out["head-scale-horiz-incr"] = 0.0
-        out["chin-bones-incr"] = out["chin-width-incr"] = 0.0
-        for name, extra in (("mouth-lowerlip-volume-incr", 0.2), ("mouth-upperlip-volume-incr", 0.2)):
-            out[name] = out.get(name, 0) + extra
-        for side in "lr":
-            out[f"{side}-eye-height2-incr"] = out.get(f"{side}-eye-height2-incr", 0) + 0.15
     return out
 
 
@@ -110,7 +155,9 @@ def shape(p: Person, assets: Assets) -> np.ndarray:
 
 def _pose(vertices: np.ndarray, p: Person, assets: Assets) -> np.ndarray:
     for side, sign in (("l", 1), ("r", -1)):
-        weight = sum(assets.bone_weight(*(f"{bone}{tail}.{side.upper()}" for tail in _tails(bone))) for bone in _ARM)
+        weight = sum(
+            assets.bone_weight(*(f"{bone}{tail}.{side.upper()}" for tail in _tails(bone))) for bone in _ARM
+        )
         pivot = vertices[assets.joint(f"{side}-shoulder")].mean(0)
         turned = (vertices - pivot) @ rotation("z", -sign * 29).T + pivot
         vertices += np.clip(weight, 0, 1)[:, None] * (turned - vertices)

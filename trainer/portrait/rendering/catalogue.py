@@ -1,8 +1,9 @@
 """What a rendered person can wear and be lit by, and how often.
 
-Odds of hair are a product of two factors: length goes by gender (3 to 1, not all or nothing) and texture by race
-with much overlap, so that neither tells the class alone. Clothes, glasses, expression, pose and light are drawn
-without looking at gender, race or age. What is `held_out` appears in the test split only and fills it.
+Odds of hair are a product of two factors: length goes by gender (3 to 1, not all or nothing) and texture by
+race
+with much overlap, so that neither tells the class alone. Clothes, glasses, expression, pose and light are
+drawn without looking at gender, race or age. What is `held_out` appears in the test split only and fills it.
 """
 
 from __future__ import annotations
@@ -73,7 +74,14 @@ HAIR_COLOURS = {
 COLOUR_ODDS = {
     "black": {"black": 0.62, "darkbrown": 0.26, "brown": 0.06, "auburn": 0.03, "blond": 0.03},
     "asian": {"black": 0.58, "darkbrown": 0.26, "brown": 0.09, "auburn": 0.04, "blond": 0.03},
-    "wmelh": {"black": 0.15, "darkbrown": 0.3, "brown": 0.25, "lightbrown": 0.13, "blond": 0.12, "auburn": 0.05},
+    "wmelh": {
+        "black": 0.15,
+        "darkbrown": 0.3,
+        "brown": 0.25,
+        "lightbrown": 0.13,
+        "blond": 0.12,
+        "auburn": 0.05,
+    },
 }
 EYES = {
     "black": {"brown": 0.93, "brownlight": 0.07},
@@ -86,7 +94,11 @@ BEARDS = {
     "wmelh": {"none": 0.42, "stubble": 0.22, "moustache": 0.08, "goatee": 0.1, "full": 0.18},
 }
 # Individual typology angle of the skin's reflectance, degrees: mean, spread, bounds
-TONE = {"black": (-38.0, 22.0, -72.0, 8.0), "asian": (36.0, 12.0, 5.0, 60.0), "wmelh": (38.0, 16.0, -8.0, 64.0)}
+TONE = {
+    "black": (-34.0, 25.0, -72.0, 22.0),
+    "asian": (33.0, 14.0, 0.0, 56.0),
+    "wmelh": (34.0, 20.0, -22.0, 58.0),
+}
 BROWS = {"female": (1, 2, 5, 7, 8, 10, 12), "male": (3, 4, 6, 9, 11, 12)}
 
 OUTFITS = (  # MakeHuman's, fitted to the body that wears them

@@ -18,7 +18,10 @@ def paint(p: Person, rgba: np.ndarray) -> np.ndarray:
     soft = Image.fromarray((grey * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(10))
     folds = np.clip((grey + 0.15) / (np.asarray(soft, np.float32) / 255 + 0.15), 0.55, 1.35)
     colour = np.array(colorsys.hsv_to_rgb(p.outfit_hue, p.outfit_saturation, p.outfit_value), np.float32)
-    second = np.array(colorsys.hsv_to_rgb((p.outfit_hue + 0.45) % 1, 0.3, 0.85 if p.outfit_value < 0.5 else 0.25), np.float32)
+    second = np.array(
+        colorsys.hsv_to_rgb((p.outfit_hue + 0.45) % 1, 0.3, 0.85 if p.outfit_value < 0.5 else 0.25),
+        np.float32,
+    )
     amount = _pattern(p.pattern, size, p.identity)[..., None]
     # a suit keeps its pale shirt, a jacket its buttons: what is much lighter than the rest of a dark outfit
     pale = np.clip((grey - 0.55) / 0.2, 0, 1)[..., None] * (p.outfit == "male_elegantsuit01")

@@ -1,4 +1,5 @@
-"""Blender's Python module in an environment of its own: neither the project's nor a host's packages see it."""
+"""Blender's Python module in an environment of its own: neither the project's nor a host's packages see
+it."""
 
 from __future__ import annotations
 
@@ -26,11 +27,14 @@ def find_python() -> list[str]:
         return [sys.executable]
     if path := shutil.which("python3.11"):
         return [path]
-    if (launcher := shutil.which("py")) and subprocess.run([launcher, "-3.11", "-V"], capture_output=True).returncode == 0:
+    if (launcher := shutil.which("py")) and subprocess.run(
+        [launcher, "-3.11", "-V"], capture_output=True
+    ).returncode == 0:
         return [launcher, "-3.11"]
     found = ".".join(map(str, sys.version_info[:2]))
     raise FairAdapterError(
-        f"Blender {BLENDER} as a Python module (PyPI bpy, GPL-3.0) needs Python 3.11, found {found} and no python3.11; "
+        f"Blender {BLENDER} as a Python module (PyPI bpy, GPL-3.0) needs Python 3.11, found {found} and "
+        "no python3.11; "
         "install Python 3.11 beside it, or give an interpreter that has bpy with --blender PATH"
     )
 
@@ -54,7 +58,8 @@ def ready_environment(folder: Path) -> Path:
         raise FairAdapterError(str(error)) from error
     if not has_blender(python):
         raise FairAdapterError(
-            f"{folder} was set up but Blender doesn't load in it ({_why_not(python)}); install what is named, or "
+            f"{folder} was set up but Blender doesn't load in it ({_why_not(python)}); install what is "
+            "named, or "
             "delete the folder and run the same command again"
         )
     stamp.write_text(rows, encoding="utf-8")
@@ -69,7 +74,9 @@ def has_blender(python: Path) -> bool:
 def _why_not(python: Path) -> str:
     command = [str(python), "-c", "import bpy, numpy, PIL"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, errors="replace", env=clean_environ())
+        result = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", env=clean_environ()
+        )
     except OSError as error:
         return str(error)
     if result.returncode == 0:

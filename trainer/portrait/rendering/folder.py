@@ -36,7 +36,8 @@ def write_whole(path: Path, text: str) -> None:
 
 def cannot_write(path: Path, cause: str) -> str:
     return (
-        f"{path}: can't be written ({cause}); make room or the folder writable and run the same command again, "
+        f"{path}: can't be written ({cause}); make room or the folder writable and run the same command "
+        "again, "
         "finished pictures stay"
     )
 
@@ -68,7 +69,8 @@ def check(folder: Path, settings: dict[str, object]) -> None:
     if there is None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise FairAdapterError(
-                f"{folder}: expected a new folder or one that this program began, found another; give another --out"
+                f"{folder}: expected a new folder or one that this program began, found another; give "
+                "another --out"
             )
         write_whole(path, json.dumps(settings, indent=1) + "\n")
         return
@@ -76,7 +78,8 @@ def check(folder: Path, settings: dict[str, object]) -> None:
     for name, value in settings.items():
         if there.get(name) != value:
             raise FairAdapterError(
-                f"{path}: the pictures there have {name} {there.get(name)}, asked for {value}; give another --out, or "
+                f"{path}: the pictures there have {name} {there.get(name)}, asked for {value}; give "
+                "another --out, or "
                 f"the same {name} as there (nothing was changed)"
             )
 
@@ -96,7 +99,8 @@ def check_labels(folder: Path, person: Callable[[int], Person]) -> None:
         if wrong := [name for name in labels.COLUMNS if found[name] != expected.get(name)]:
             raise FairAdapterError(
                 f"{path}: picture {found['index']} has {wrong[0]} {found[wrong[0]]!r}, expected "
-                f"{expected.get(wrong[0])!r}; the file was changed or is of another version: put it back, or delete "
+                f"{expected.get(wrong[0])!r}; the file was changed or is of another version: put it back, "
+                "or delete "
                 "it and it is written anew"
             )
 
@@ -118,6 +122,8 @@ class Done:
     def write_labels(self, person: Callable[[int], Person]) -> None:
         """labels.csv of all pictures that are there, more than `count` too if there are."""
         more = {int(path.stem) for path in self.folder.glob("*/*.png") if path.stem.isdigit()}
-        there = self.indices | {i for i in more - self.indices if whole(self.folder / labels.file_name(i), self.size)}
+        there = self.indices | {
+            i for i in more - self.indices if whole(self.folder / labels.file_name(i), self.size)
+        }
         rows = [labels.row(person(index)) for index in sorted(there)]
         write_whole(self.folder / LABELS, labels.text(rows))

@@ -12,17 +12,25 @@ from ....shared.errors import FairAdapterError
 from . import catalogue as have
 from .plan import Person
 
-COLUMNS = (
-    "index file split half gender race age_class age black asian wmelh skin_tone skin_class skin_seen hair "
-    "hair_length hair_texture hair_colour beard outfit pattern glasses earrings makeup expression yaw pitch roll "
-    "turn light identity"
-).split()
+COLUMNS: tuple[str, ...] = (
+    "index", "file", "split", "half", "gender", "race", "age_class", "age", "black", "asian",
+    "wmelh", "skin_tone", "skin_class", "skin_seen", "hair", "hair_length", "hair_texture",
+    "hair_colour", "beard", "outfit", "pattern", "glasses", "earrings", "makeup", "expression",
+    "yaw", "pitch", "roll", "turn", "light", "identity",
+)
 # Del Bino and Bernerd, Br. J. Dermatol. 169 (2013): bounds of the individual typology angle in degrees
-_CLASSES = ((55, "very light"), (41, "light"), (28, "intermediate"), (10, "tan"), (-30, "brown"), (-91, "dark"))
+_CLASSES = (
+    (55, "very light"),
+    (41, "light"),
+    (28, "intermediate"),
+    (10, "tan"),
+    (-30, "brown"),
+    (-91, "dark"),
+)
 _STYLE = {style.name: style for style in have.HAIR}
-# Angle of the skin's reflectance -> angle read off a picture of it, rendered under even white light with the same
-# camera transform; measured by `measure_tone.py`'s 48 people, see docs/rendered_people.md
-_SEEN: tuple[tuple[float, float], ...] = ((-72, -72), (64, 64))
+# Angle of the skin's reflectance -> angle read off a picture of it, rendered under even white light with the
+# same camera transform; measured by `measure_tone.py`'s 48 people, see docs/rendered_people.md
+_SEEN: tuple[tuple[float, ...], tuple[float, ...]] = ((-72.0, 64.0), (-72.0, 64.0))
 
 
 def file_name(index: int) -> str:
@@ -36,7 +44,7 @@ def skin_class(angle: float) -> str:
 
 def skin_seen(angle: float) -> float:
     """The angle that a picture under even white light shows, in degrees."""
-    return float(np.interp(angle, *zip(*_SEEN)))
+    return float(np.interp(angle, *_SEEN))
 
 
 def row(p: Person) -> dict[str, str]:
@@ -94,10 +102,13 @@ def read(path: Path) -> list[dict[str, str]]:
             reader = csv.DictReader(file)
             rows = [r for r in reader if None not in r and None not in r.values()]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FairAdapterError(f"{path}: can't be read ({error}); delete it and run the same command again") from error
-    if reader.fieldnames != COLUMNS:
         raise FairAdapterError(
-            f"{path}: expected the columns {COLUMNS[0]}, {COLUMNS[1]}, ..., {COLUMNS[-1]}, found others; it is of "
+            f"{path}: can't be read ({error}); delete it and run the same command again"
+        ) from error
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise FairAdapterError(
+            f"{path}: expected the columns {COLUMNS[0]}, {COLUMNS[1]}, ..., {COLUMNS[-1]}, found others; "
+            "it is of "
             "another version of this program: give another --out"
         )
     return rows

@@ -1,8 +1,8 @@
 """Where on the skin is what: masks over the texture, painted in the coordinates of the unshaped head.
 
-A position map says for each texel which point of the base mesh it colours, so that hairline, beard, make-up and
-furrows are functions of that point. Decimetres: the eyes' joints lie at (+-.31, 7.28, 1.25), the mouth at 6.66, the nose's tip at 6.93, the chin at 6.17,
-the crown at 8.49; the face looks along z.
+A position map says for each texel which point of the base mesh it colours, so that hairline, beard, make-up
+and furrows are functions of that point. Decimetres: the eyes' joints lie at (+-.31, 7.28, 1.25), the mouth at
+6.66, the nose's tip at 6.93, the chin at 6.17, the crown at 8.49; the face looks along z.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ MOUTH = 6.66
 _SCALP_Z = (-0.45, 0.0, 0.2, 0.33, 0.40, 0.62, 0.66, 0.84, 0.92, 1.05, 1.22, 1.36, 1.5)
 _SCALP_Y = (6.48, 6.48, 6.62, 7.0, 7.42, 7.42, 7.02, 7.05, 7.45, 7.66, 7.82, 7.90, 7.92)
 _FURROWS = {  # front view (x, y); mirrored
-    "forehead": [[(0.0, 7.70 + 0.075 * k), (0.2, 7.72 + 0.075 * k), (0.44, 7.68 + 0.07 * k)] for k in range(3)],
+    "forehead": [
+        [(0.0, 7.70 + 0.075 * k), (0.2, 7.72 + 0.075 * k), (0.44, 7.68 + 0.07 * k)] for k in range(3)
+    ],
     "frown": [[(0.07, 7.42), (0.09, 7.56)]],
     "crow": [[(0.53, 7.29), (0.66, 7.37)], [(0.54, 7.26), (0.68, 7.26)], [(0.53, 7.23), (0.65, 7.15)]],
     "lid": [[(0.2, 7.13), (0.32, 7.08), (0.45, 7.12)], [(0.17, 7.10), (0.26, 7.02)]],
     "fold": [[(0.22, 6.93), (0.31, 6.80), (0.36, 6.64)]],
     "mouth": [[(0.31, 6.60), (0.34, 6.50), (0.32, 6.38)]],
 }
-_START = {"forehead": 38, "frown": 44, "crow": 36, "lid": 34, "fold": 30, "mouth": 46}  # years when they show
+_START = {"forehead": 35, "frown": 40, "crow": 35, "lid": 33, "fold": 31, "mouth": 41}  # years when they show
 
 
 def smooth(x: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -130,7 +132,7 @@ def furrow_depth(maps: Maps, age: float, rng: np.random.Generator) -> np.ndarray
     """Furrows of this age (SIZE, SIZE), 0..1, each group a little deeper or shallower than the rest."""
     out = np.zeros((SIZE, SIZE))
     for name, depth in maps.furrows.items():
-        out += float(np.clip((age - _START[name]) / 34, 0, 1) * rng.uniform(0.5, 1.1)) * depth
+        out += float(np.clip((age - _START[name]) / 26, 0, 1) * rng.uniform(0.6, 1.1)) * depth
     return np.clip(out, 0, 1)
 
 
@@ -139,7 +141,9 @@ def scalp(maps: Maps, recede: float = 0.0) -> np.ndarray:
     p = maps.point
     x, z = np.abs(p[..., 0]), p[..., 2]
     back = 0.34 * recede * smooth(x, 0.1, 0.42) + 0.10 * recede
-    low = np.interp(np.nan_to_num(z) + back * smooth(z, 0.8, 1.1), _SCALP_Z, _SCALP_Y) + 0.30 * recede * smooth(z, 1.1, 1.3)
+    low = np.interp(
+        np.nan_to_num(z) + back * smooth(z, 0.8, 1.1), _SCALP_Z, _SCALP_Y
+    ) + 0.30 * recede * smooth(z, 1.1, 1.3)
     wave = 0.012 * np.sin(23 * p[..., 0] + 3 * z) + 0.008 * np.sin(61 * p[..., 0] + 17 * z)
     return np.nan_to_num(smooth(p[..., 1] - low - wave, -0.03, 0.09)) * (maps.ear < 0.3) * maps.head
 
@@ -148,11 +152,15 @@ def beard(maps: Maps) -> np.ndarray:
     """Density of a full beard without the moustache (SIZE, SIZE), 0..1."""
     p = maps.point
     x, y, z = np.abs(p[..., 0]), p[..., 1], p[..., 2]
-    line = np.interp(np.nan_to_num(x), (0.0, 0.24, 0.40, 0.58, 0.72, 0.8), (6.56, 6.60, 6.70, 6.82, 7.06, 7.2))
+    line = np.interp(
+        np.nan_to_num(x), (0.0, 0.24, 0.40, 0.58, 0.72, 0.8), (6.56, 6.60, 6.70, 6.82, 7.06, 7.2)
+    )
     area = smooth(line - y, -0.02, 0.16) * smooth(y, 5.98, 6.2) * smooth(z, 0.42, 0.62)
     below_lip = 1 - smooth(x, 0.26, 0.18) * smooth(y, 6.44, 6.5)  # bare beside the soul patch
     patch = smooth(x, 0.10, 0.05) * smooth(y, 6.56, 6.5)
-    return np.nan_to_num(area * np.maximum(below_lip, patch)) * (maps.lips < 0.15) * maps.head * (maps.ear < 0.3)
+    return (
+        np.nan_to_num(area * np.maximum(below_lip, patch)) * (maps.lips < 0.15) * maps.head * (maps.ear < 0.3)
+    )
 
 
 def moustache(maps: Maps) -> np.ndarray:
@@ -161,7 +169,12 @@ def moustache(maps: Maps) -> np.ndarray:
     x, y, z = np.abs(p[..., 0]), p[..., 1], p[..., 2]
     top = np.interp(np.nan_to_num(x), (0.0, 0.1, 0.25, 0.36), (6.80, 6.81, 6.76, 6.66))
     low = np.interp(np.nan_to_num(x), (0.0, 0.2, 0.36), (6.70, 6.66, 6.52))
-    area = smooth(top - y, 0.0, 0.05) * smooth(y - low, -0.02, 0.03) * smooth(x, 0.37, 0.29) * smooth(z, 1.3, 1.42)
+    area = (
+        smooth(top - y, 0.0, 0.05)
+        * smooth(y - low, -0.02, 0.03)
+        * smooth(x, 0.37, 0.29)
+        * smooth(z, 1.3, 1.42)
+    )
     return np.nan_to_num(area) * (maps.lips < 0.2)
 
 

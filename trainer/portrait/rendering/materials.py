@@ -52,7 +52,9 @@ def skin(pixels: np.ndarray, height: np.ndarray, age: float):
     colour = n.image(pixels).outputs["Color"]
     rows = np.repeat(height[..., None], 4, -1)
     rows[..., 3] = 1
-    bump = n.add("ShaderNodeBump", Strength=0.5, Distance=0.03, Height=n.image(rows, data=True).outputs["Color"])
+    bump = n.add(
+        "ShaderNodeBump", Strength=0.5, Distance=0.03, Height=n.image(rows, data=True).outputs["Color"]
+    )
     return n.principled(
         Base_Color=colour,
         Roughness=0.5,
@@ -64,13 +66,20 @@ def skin(pixels: np.ndarray, height: np.ndarray, age: float):
     )
 
 
-def hair_card(rgba: np.ndarray, colour, roughness: float = 0.6):
-    """The asset's own strands as brightness, in this person's colour; its alpha cuts them out."""
+def strand_levels(rgba: np.ndarray) -> np.ndarray:
+    """Brightness of an asset's painted strands, about 1, and their alpha: (h, w, 2)."""
     rgba = _bleed(rgba)
     grey = (rgba[..., :3] ** 2.2) @ np.array([0.3, 0.55, 0.15], np.float32)
     solid = rgba[..., 3] > 0.5
     level = np.clip(grey / max(float(grey[solid].mean()), 1e-4), 0.3, 2.5) ** 0.7
-    rgba[..., :3] = np.clip(level[..., None] * np.array(colour), 0, 1) ** (1 / 2.2)
+    return np.stack([level, rgba[..., 3]], -1)
+
+
+def hair_card(levels: np.ndarray, colour, roughness: float = 0.6):
+    """Painted strands in this person's colour; their alpha cuts them out."""
+    rgba = np.empty((*levels.shape[:2], 4), np.float32)
+    rgba[..., :3] = np.clip(levels[..., :1] * np.array(colour), 0, 1) ** (1 / 2.2)
+    rgba[..., 3] = levels[..., 1]
     n = Nodes("cards")
     image = n.image(rgba)
     return n.principled(
@@ -117,7 +126,10 @@ def cloth(rgba: np.ndarray):
     n = Nodes("cloth")
     image = n.image(rgba)
     return n.principled(
-        Base_Color=image.outputs["Color"], Alpha=image.outputs["Alpha"], Roughness=0.85, Specular_IOR_Level=0.2
+        Base_Color=image.outputs["Color"],
+        Alpha=image.outputs["Alpha"],
+        Roughness=0.85,
+        Specular_IOR_Level=0.2,
     )
 
 
@@ -138,5 +150,5 @@ def plain(colour, roughness: float, metallic: float = 0.0):
 def textured(rgba: np.ndarray, roughness: float, gain=(1.0, 1.0, 1.0)):
     n = Nodes("textured")
     rgba = rgba.copy()
-    rgba[..., :3] *= np.array(gain, np.float32)
+    rgba[..., :3] = np.minimum(rgba[..., :3] * np.array(gain, np.float32), 1)
     return n.principled(Base_Color=n.image(rgba).outputs["Color"], Roughness=roughness)

@@ -1,9 +1,9 @@
 """Who is in picture `index`: a pure function of seed and index, whatever the count and the order.
 
-Twelve pictures in a row are the twelve cells of gender x race x age, in shuffled order: of any first N pictures
-each cell has N/12, rounded down or up. Ten such blocks in a row hold, in shuffled order,
+Twelve pictures in a row are the twelve cells of gender x race x age, in shuffled order: of any first N
+pictures each cell has N/12, rounded down or up. Ten such blocks in a row hold, in shuffled order,
 
-    6  `fit`         for judges and models; half of them `a`, half `b` (the two judges learn from different halves)
+    6  `fit`         for judges and models; half of them `a`, half `b`, so that two judges share no identity
     2  `validation`  the same hair, clothes and light, other people
     2  `test`        hair, clothes and light that no other split has
 
@@ -95,7 +95,9 @@ def person(seed: int, index: int) -> Person:
     colour = _hair_colour(r, s.race, age)
     rgb = np.array(have.HAIR_COLOURS[colour]) * r.uniform(0.8, 1.25)
     expression = _pick(r, have.EXPRESSIONS)
-    low, high = {"neutral": (0, 0.15), "slight smile": (0.25, 0.55), "smile": (0.55, 0.85)}.get(expression, (0.45, 0.8))
+    low, high = {"neutral": (0, 0.15), "slight smile": (0.25, 0.55), "smile": (0.55, 0.85)}.get(
+        expression, (0.45, 0.8)
+    )
     mean, spread, least, most = have.TONE[s.race]
     beard = _pick(r, have.BEARDS[s.race])
     makeup = float(r.uniform(0.25, 1.0)) if r.random() < 0.75 else 0.0
@@ -153,6 +155,7 @@ def _details(r: np.random.Generator, man: bool) -> dict[str, float]:
     details: dict[str, float] = {}
     for low, high in have.AXES:
         value, used = float(np.clip(r.normal(0, 0.26), -0.62, 0.62)), bool(r.random() < 0.6)
+        value *= 0.5 if "neck" in low else 1.0  # collars are cut for the average
         if used:
             details[low if value < 0 else high] = abs(value)
     for shape in r.choice(have.SHAPES, 2, replace=False):
@@ -163,7 +166,7 @@ def _details(r: np.random.Generator, man: bool) -> dict[str, float]:
 
 
 def _hair_colour(r: np.random.Generator, race: str, age: float) -> str:
-    grey, white = bool(r.random() < np.clip((age - 40) / 28, 0, 0.9)), bool(r.random() < 0.55)
+    grey, white = bool(r.random() < np.clip((age - 38) / 24, 0, 0.9)), bool(r.random() < 0.55)
     natural = _pick(r, have.COLOUR_ODDS[race])
     if not grey:
         return natural

@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ....install import clean_environ
@@ -90,7 +91,8 @@ class Workers:
         answer = json.loads(line)
         if "error" in answer:
             raise FairAdapterError(
-                f"{answer['error']}; finished pictures stay: put this right (make room, repair the assets) and run "
+                f"{answer['error']}; finished pictures stay: put this right (make room, repair the "
+                "assets) and run "
                 "the same command again"
                 if answer.get("kind") == "OSError"
                 else answer["error"]
@@ -99,7 +101,8 @@ class Workers:
 
     def _died(self, index: int, status: int) -> str:
         return (
-            f"{self.out}: Blender stopped twice at picture {index} (exit status {status}; without memory it is "
+            f"{self.out}: Blender stopped twice at picture {index} (exit status {status}; without memory "
+            "it is "
             "killed); use fewer --processes and run the same command again, finished pictures stay"
         )
 
@@ -107,10 +110,8 @@ class Workers:
         """Ends the workers; a picture at hand is finished."""
         for process in self.running.values():
             if process.stdin is not None:
-                try:
+                with suppress(OSError):
                     process.stdin.close()
-                except OSError:
-                    pass
         for process in self.running.values():
             process.wait()
         self.running.clear()

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import bpy
@@ -15,7 +15,7 @@ from mathutils import Vector
 from . import clothing, materials, strands, worn
 from .assets import Assets, Mesh
 from .body import head_frame, shape
-from .maps import Maps, beard, build, goatee, moustache, scalp
+from .maps import SIZE, Maps, beard, build, goatee, moustache, scalp
 from .plan import Person
 from .skin import Painter, recede
 
@@ -25,7 +25,7 @@ class Quality:
     """What a picture costs: pixels a side, samples a pixel, light bounces, denoising on or off."""
 
     size: int = 160
-    samples: int = 10
+    samples: int = 16
     bounces: int = 2
     denoise: bool = True
 
@@ -42,10 +42,13 @@ class Studio:
         self.assets, self.quality = assets, quality
         self.maps: Maps = build(assets)
         self.painter = Painter(assets, self.maps)
+        self.levels = cache(lambda name, size: materials.strand_levels(assets.picture(name, size)))
         mesh = assets.base
         self.body = np.array(mesh.groups["body"])
         self.quads = np.array([mesh.faces[f] for f in self.body])
         self.corners = np.array([mesh.corners[f] for f in self.body])
+        inner = assets.picture("base/textures/mpfb_inside-mouth.jpg", SIZE)[..., 0]
+        self.inner = self.maps.sample(inner, assets.base.uv[self.corners].mean(1)) > 0.5
         self.skull_vertices = assets.bone_weight("head") > 0.6
         upper = mesh.vertices[self.quads].mean(1)[:, 1] > 5.9
         self.hairy = np.flatnonzero(upper)
@@ -78,16 +81,32 @@ class Studio:
         hidden = np.zeros(len(vertices), bool)
         hidden[hides] = True
         seen = ~hidden[self.quads].all(1) & (vertices[self.quads, 1].max(1) > floor)
+        if p.expression == "open smile":  # overdrawn shapes push the mouth's inside through the lips
+            deep = np.setdiff1d(self.quads[self.inner], self.quads[~self.inner])
+            vertices = vertices.copy()
+            vertices[deep] += 0.2 * (vertices[self.assets.joint("mouth")].mean(0) - vertices[deep])
+        else:
+            seen &= ~self.inner
         pixels, height = self.painter.paint(p, rng)
-        _mesh("body", vertices, self.quads[seen], self.assets.base.uv[self.corners[seen]], materials.skin(pixels, height, p.age), 1)
+        _mesh(
+            "body",
+            vertices,
+            self.quads[seen],
+            self.assets.base.uv[self.corners[seen]],
+            materials.skin(pixels, height, p.age),
+            1,
+        )
 
-    def _part(self, name: str, kind: str, asset: str, vertices: np.ndarray, material, keep: np.ndarray | None = None) -> None:
+    def _part(
+        self, name: str, kind: str, asset: str, vertices: np.ndarray, material, keep: np.ndarray | None = None
+    ) -> None:
         part = self.assets.fitted(kind, asset)
         _polygons(name, part.on(vertices), part.mesh, material, keep)
 
     def _clothes(self, p: Person, vertices: np.ndarray, outfit, floor: float) -> None:
         where = outfit.on(vertices)
-        keep = np.array([where[f, 1].max() > floor for f in outfit.mesh.faces])
+        high = where[:, 1] > floor
+        keep = np.array([high[f].any() for f in outfit.mesh.faces])
         rgba = clothing.paint(p, self.assets.picture(f"clothes_{p.outfit}"))
         _polygons("cloth", where, outfit.mesh, materials.cloth(rgba), keep, 1)
 
@@ -96,18 +115,25 @@ class Studio:
         eyes = self.assets.fitted("eyes", "high-poly").mesh
         middle = np.array([eyes.uv[c].mean(0) for c in eyes.corners])
         clear = (middle[:, 0] > 0.85) & (middle[:, 1] < 0.2)
-        self._part("eyes", "eyes", "high-poly", vertices, materials.eye(self.assets.picture(f"eyes_{p.eyes}", 256)), ~clear)
+        self._part(
+            "eyes",
+            "eyes",
+            "high-poly",
+            vertices,
+            materials.eye(self.assets.picture(f"eyes_{p.eyes}", 256)),
+            ~clear,
+        )
         self._part("cornea", "eyes", "high-poly", vertices, materials.cornea(), clear)
         if p.expression == "open smile":
-            teeth = materials.textured(self.assets.picture("teeth", 128), 0.3, (0.9, 0.87, 0.8))
+            teeth = materials.textured(self.assets.picture("teeth", 128), 0.25, (1.25, 1.2, 1.1))
             self._part("teeth", "teeth", "teeth_base", vertices, teeth)
         brow, tint = f"eyebrow{p.brow:03d}", np.array(p.hair_rgb)
         tint = np.minimum(tint * (0.6 if p.hair_colour in ("blond", "white", "grey") else 1.0), 0.3)
-        card = materials.hair_card(self.assets.picture(f"eyebrows_{brow}", 256), tint, 0.7)
+        card = materials.hair_card(self.levels(f"eyebrows_{brow}", 256), tint, 0.7)
         self._part("brow", "eyebrows", brow, vertices, card)
         lash = f"eyelashes0{1 + p.identity % 4}"
         if p.slot.gender == "female" or p.identity % 3 == 0:
-            card = materials.hair_card(self.assets.picture(f"eyelashes_{lash}", 256), (0.012, 0.009, 0.009), 0.7)
+            card = materials.hair_card(self.levels(f"eyelashes_{lash}", 256), (0.012, 0.009, 0.009), 0.7)
             self._part("lashes", "eyelashes", lash, vertices, card)
 
     def _roots(self, vertices: np.ndarray, density: np.ndarray, count: int, rng):
@@ -122,8 +148,9 @@ class Studio:
         tries = rng.choice(len(faces), 2 * count, p=chance / chance.sum())
         a, b = rng.random((2, 2 * count, 1))
         corner = ((1 - a) * (1 - b), a * (1 - b), a * b, (1 - a) * b)
-        point = sum(w * quad[tries, k] for k, w in enumerate(corner))
-        there = self.maps.sample(density, sum(w * uv[tries, k] for k, w in enumerate(corner)))
+        share = np.stack(corner, 1)  # (2 * count, 4, 1)
+        point = (share * quad[tries]).sum(1)
+        there = self.maps.sample(density, (share * uv[tries]).sum(1))
         kept = np.flatnonzero(rng.random(2 * count) * rough[tries] < there)[:count]
         normal = strands.unit(across[tries[kept]])
         return point[kept], normal, there[kept]
@@ -137,9 +164,11 @@ class Studio:
             frame = head_frame(p)
             _curves("hair", strands.grow(style, root, normal, skull, frame, rng), style.radius, material)
             if style.knot:
-                _curves("knot", strands.knot(style, skull, frame, rng, p.hair == "puff"), style.radius, material)
+                _curves(
+                    "knot", strands.knot(style, skull, frame, rng, p.hair == "puff"), style.radius, material
+                )
         elif p.hair != "bald":
-            card = materials.hair_card(self.assets.picture(f"hair_{p.hair}"), p.hair_rgb)
+            card = materials.hair_card(self.levels(f"hair_{p.hair}", 512), p.hair_rgb)
             self._part("cards", "hair", p.hair, vertices, card)
         if p.beard in strands.BEARDS:
             count, length = strands.BEARDS[p.beard]
@@ -147,7 +176,9 @@ class Studio:
             mask = {"moustache": lip, "goatee": np.maximum(goatee(self.maps), 0.9 * lip)}.get(p.beard)
             mask = np.maximum(beard(self.maps), 0.9 * lip) if mask is None else mask
             root, normal, there = self._roots(vertices, mask, count, rng)
-            path = strands.grow_beard(root, normal, there, float(rng.uniform(*length)), p.slot.race == "black", rng)
+            path = strands.grow_beard(
+                root, normal, there, float(rng.uniform(*length)), p.slot.race == "black", rng
+            )
             _curves("beard", path, 0.006, material)
 
     def _camera(self, p: Person, vertices: np.ndarray, rng) -> np.ndarray:
@@ -167,12 +198,24 @@ class Studio:
 
 def _clear() -> None:
     """Empties the scene; reading the factory settings anew would cost more."""
-    for kind in ("objects", "meshes", "hair_curves", "materials", "images", "lights", "cameras", "worlds", "curves"):
+    for kind in (
+        "objects",
+        "meshes",
+        "hair_curves",
+        "materials",
+        "images",
+        "lights",
+        "cameras",
+        "worlds",
+        "curves",
+    ):
         data = getattr(bpy.data, kind)
         bpy.data.batch_remove(list(data))
 
 
-def _mesh(name: str, vertices: np.ndarray, faces: np.ndarray, uv: np.ndarray, material, level: int = 0) -> None:
+def _mesh(
+    name: str, vertices: np.ndarray, faces: np.ndarray, uv: np.ndarray, material, level: int = 0
+) -> None:
     """A mesh of quads (f, 4) with texture coordinates (f, 4, 2)."""
     used, index = np.unique(faces, return_inverse=True)
     data = bpy.data.meshes.new(name)
@@ -186,7 +229,9 @@ def _mesh(name: str, vertices: np.ndarray, faces: np.ndarray, uv: np.ndarray, ma
     _link(name, data, material, level)
 
 
-def _polygons(name: str, vertices: np.ndarray, mesh: Mesh, material, keep: np.ndarray | None, level: int = 0) -> None:
+def _polygons(
+    name: str, vertices: np.ndarray, mesh: Mesh, material, keep: np.ndarray | None, level: int = 0
+) -> None:
     """A mesh of triangles and quads."""
     faces = range(len(mesh.faces)) if keep is None else np.flatnonzero(keep)
     data = bpy.data.meshes.new(name)
@@ -213,9 +258,15 @@ def _curves(name: str, path: np.ndarray, radius: float, material, taper: float =
     n, points = path.shape[:2]
     curves = bpy.data.hair_curves.new(name)
     curves.add_curves([points] * n)
-    curves.attributes["position"].data.foreach_set("vector", to_blender(path.reshape(-1, 3)).astype(np.float32).ravel())
-    thick = np.broadcast_to(radius * (1 - taper * np.linspace(0, 1, points) ** 2), (n, points)).astype(np.float32)
-    curves.attributes.new("radius", "FLOAT", "POINT").data.foreach_set("value", np.ascontiguousarray(thick).ravel())
+    curves.attributes["position"].data.foreach_set(
+        "vector", to_blender(path.reshape(-1, 3)).astype(np.float32).ravel()
+    )
+    thick = np.broadcast_to(radius * (1 - taper * np.linspace(0, 1, points) ** 2), (n, points)).astype(
+        np.float32
+    )
+    curves.attributes.new("radius", "FLOAT", "POINT").data.foreach_set(
+        "value", np.ascontiguousarray(thick).ravel()
+    )
     curves.materials.append(material)
     bpy.context.scene.collection.objects.link(bpy.data.objects.new(name, curves))
 
@@ -260,8 +311,20 @@ def _lights(p: Person, target: np.ndarray, rng) -> None:
     side, jitter = p.light_side, rng.uniform(-1, 1, 4)
     where = _around(target, side, angle + 10 * jitter[0], rise + 7 * jitter[1])
     _area(where, target, size, power * (1 + 0.15 * jitter[2]), _warm(key_warmth + rng.normal(0, 0.25)))
-    _area(target + np.array([-side * 8, -6, 0.5]), target, 7, fill * (1 + 0.25 * jitter[3]), _warm(rng.normal(-0.1, 0.3)))
-    _area(target + np.array([-side * 5, 7, 5]), target, 3, rim * float(rng.uniform(0.4, 1.2)), _warm(rng.normal(0, 0.4)))
+    _area(
+        target + np.array([-side * 8, -6, 0.5]),
+        target,
+        7,
+        fill * (1 + 0.25 * jitter[3]),
+        _warm(rng.normal(-0.1, 0.3)),
+    )
+    _area(
+        target + np.array([-side * 5, 7, 5]),
+        target,
+        3,
+        rim * float(rng.uniform(0.4, 1.2)),
+        _warm(rng.normal(0, 0.4)),
+    )
     sky = bpy.data.worlds.new("world")
     sky.use_nodes = True
     sky.node_tree.nodes["Background"].inputs["Color"].default_value = (*_warm(world_warmth), 1)
@@ -285,6 +348,11 @@ def _configure(quality: Quality) -> None:
     scene.render.film_transparent = True
     scene.render.threads_mode, scene.render.threads = "FIXED", 1
     settings = scene.render.image_settings
-    settings.file_format, settings.color_mode, settings.color_depth, settings.compression = "PNG", "RGBA", "8", 30
+    settings.file_format, settings.color_mode, settings.color_depth, settings.compression = (
+        "PNG",
+        "RGBA",
+        "8",
+        30,
+    )
     scene.view_settings.view_transform, scene.view_settings.look = "Filmic", "Medium High Contrast"
     scene.view_settings.exposure = 0.0

@@ -1,6 +1,7 @@
 """Paints the skin of a person: tone, age, hair under the skin, make-up; and the height map of its furrows.
 
-MakeHuman's skins give the pattern only: each is divided by its own mean over cheeks and forehead and multiplied
+MakeHuman's skins give the pattern only: each is divided by its own mean over cheeks and forehead and
+multiplied
 by the person's tone, which is thereby known exactly, whatever the texture, the light and the backdrop.
 """
 
@@ -15,18 +16,26 @@ from .body import MAKEHUMAN
 from .maps import SIZE, Maps, beard, furrow_depth, goatee, moustache, scalp, smooth
 from .plan import Person
 
-_KNOTS = (("young", 25.0), ("middleage", 47.0), ("old", 70.0))
+_KNOTS = (("young", 28.0), ("middleage", 44.0), ("old", 64.0))
 _WHITE = np.array([0.95047, 1.0, 1.08883])  # D65
-_TO_RGB = np.array([[3.2404542, -1.5371385, -0.4985314], [-0.969266, 1.8760108, 0.041556], [0.0556434, -0.2040259, 1.0572252]])
+_TO_RGB = np.array(
+    [
+        [3.2404542, -1.5371385, -0.4985314],
+        [-0.969266, 1.8760108, 0.041556],
+        [0.0556434, -0.2040259, 1.0572252],
+    ]
+)
 
 
 def tone_rgb(angle: float, warmth: float = 0.0) -> np.ndarray:
     """Linear RGB (3,) of skin with this individual typology angle (degrees), arctan((L* - 50) / b*).
 
-    Along the line from dark to light skin of CIELAB: b* is 11 for the darkest, 20 for tanned, 15 for the fairest;
-    a* 9 to 12. `warmth` (about -1..1) shifts a* and b* as people differ, and keeps the angle.
+    Along the line from dark to light skin of CIELAB: b* is 11 for the darkest, 20 for tanned, 15 for the
+    fairest; a* 9 to 12. `warmth` (about -1..1) shifts a* and b* as people differ, and keeps the angle.
     """
-    b = float(np.interp(angle, (-72, -40, -10, 20, 45, 64), (10.5, 15.0, 19.0, 20.0, 17.0, 13.0))) * (1 + 0.08 * warmth)
+    b = float(np.interp(angle, (-72, -40, -10, 20, 45, 64), (10.5, 15.0, 19.0, 20.0, 17.0, 13.0))) * (
+        1 + 0.08 * warmth
+    )
     a = float(np.interp(angle, (-72, -40, 0, 30, 64), (9.0, 12.0, 12.5, 11.0, 9.0))) * (1 - 0.1 * warmth)
     lightness = 50 + b * float(np.tan(np.radians(angle)))
     f = (lightness + 16) / 116 + np.array([a / 500, 0, -b / 200])
@@ -57,7 +66,9 @@ class Painter:
         hair = scalp(self.maps)[..., None] > 0.02
         ratio = np.where(hair, 1, ratio)
         grey = ratio.mean(-1, keepdims=True)
-        keep = 0.35 + 0.65 * self.maps.lips[..., None]  # blotches are light and dark, hardly of another colour
+        keep = (
+            0.35 + 0.65 * self.maps.lips[..., None]
+        )  # blotches are light and dark, hardly of another colour
         return np.clip(grey + keep * (ratio - grey), 0.05, 2.2).astype(np.float32)
 
     def paint(self, p: Person, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -65,9 +76,11 @@ class Painter:
         maps = self.maps
         pattern = self._aged(p)
         furrows = furrow_depth(maps, p.age, rng)
-        mottle = 1 + (0.05 + 0.05 * smooth(np.array(p.age), 40, 75)) * (2 * noise(rng, 16) - 1 + noise(rng, 5) - 0.5)
+        mottle = 1 + (0.05 + 0.05 * smooth(np.array(p.age), 40, 75)) * (
+            2 * noise(rng, 16) - 1 + noise(rng, 5) - 0.5
+        )
         linear = tone_rgb(p.tone, float(rng.normal(0, 0.7))) * pattern * mottle[..., None]
-        linear = linear * (1 - furrows[..., None] * np.array([0.38, 0.44, 0.46]))
+        linear = linear * (1 - furrows[..., None] * np.array([0.44, 0.50, 0.52]))
         linear = self._spots(linear, p, rng)
         linear = self._blush(linear, p)
         linear = self._hair(linear, p, rng)
@@ -79,7 +92,7 @@ class Painter:
         return out, np.clip(height, 0, 1)
 
     def _aged(self, p: Person) -> np.ndarray:
-        """The patterns of the ages around this one, mixed; furrows of the older ones deepened in lightness."""
+        """The patterns of the ages around this one, mixed; those of older ones deepened in lightness."""
         from PIL import Image, ImageFilter
 
         years = [y for _, y in _KNOTS]
@@ -88,7 +101,7 @@ class Painter:
         names = (_KNOTS[k - 1][0], _KNOTS[k][0])
         young, old = (self.pattern(name, p.slot.race, p.slot.gender) for name in names)
         mixed = (1 - share) * young + share * old
-        boost = 1.1 * float(np.clip((p.age - 40) / 30, 0, 1))
+        boost = 1.3 * float(np.clip((p.age - 36) / 30, 0, 1))
         grey = Image.fromarray((np.clip(mixed.mean(-1) / 2.2, 0, 1) * 255).astype(np.uint8))
         soft = np.asarray(grey.filter(ImageFilter.GaussianBlur(5)), np.float32) / 255 * 2.2
         detail = np.clip(mixed.mean(-1) / np.maximum(soft, 0.05), 0.4, 1.5)
@@ -98,7 +111,7 @@ class Painter:
         """Freckles on fair skin, spots of age, a mole or two."""
         freckled = rng.random() < 0.2 and p.tone > 25
         grain = noise(rng, 3)
-        amount = 0.30 * freckled * smooth(grain, 0.62, 0.8)
+        amount = 0.14 * freckled * smooth(grain, 0.6, 0.85)
         if p.age > 50:
             amount = amount + 0.35 * (p.age - 50) / 25 * smooth(noise(rng, 7), 0.74, 0.86)
         cheeks = smooth(np.nan_to_num(self.maps.point[..., 2]), 0.5, 1.0)

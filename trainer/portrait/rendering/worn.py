@@ -18,14 +18,21 @@ def pieces(p: Person, vertices: np.ndarray, assets: Assets, frame: np.ndarray, r
     """(name, paths (n, points, 3), radius, material) of what this person wears."""
     if p.glasses:
         thick = float(rng.choice([0.011, 0.017, 0.024]))
-        colour = _PLASTICS[int(rng.integers(len(_PLASTICS)))] if thick > 0.012 else _METALS[int(rng.integers(2))]
+        colour = (
+            _PLASTICS[int(rng.integers(len(_PLASTICS)))] if thick > 0.012 else _METALS[int(rng.integers(2))]
+        )
         material = materials.plain(colour, 0.3, 0.0 if thick > 0.012 else 0.8)
         rims, rest = _glasses(vertices, assets, frame, rng)
         yield "rims", rims, thick, material
         yield "temples", rest, thick, material
     if p.earrings:
         material = materials.plain(_METALS[int(rng.integers(2))], 0.2, 1.0)
-        yield "earrings", _earrings(vertices, assets, frame, float(rng.choice([0.035, 0.06, 0.12]))), 0.012, material
+        yield (
+            "earrings",
+            _earrings(vertices, assets, frame, float(rng.choice([0.035, 0.06, 0.12]))),
+            0.012,
+            material,
+        )
 
 
 def _glasses(vertices: np.ndarray, assets: Assets, frame: np.ndarray, rng) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +42,12 @@ def _glasses(vertices: np.ndarray, assets: Assets, frame: np.ndarray, rng) -> tu
     local = (vertices - middle) @ frame
     half = 0.5 * abs(float(((eyes[0] - eyes[1]) @ frame)[0]))
     nose = local[(np.abs(local[:, 0]) < 0.06) & (np.abs(local[:, 1]) < 0.06), 2].max()
-    lash = local[(np.abs(np.abs(local[:, 0]) - half) < 0.2) & (np.abs(local[:, 1]) < 0.14) & (local[:, 2] < nose + 0.3), 2].max()
+    lash = local[
+        (np.abs(np.abs(local[:, 0]) - half) < 0.2)
+        & (np.abs(local[:, 1]) < 0.14)
+        & (local[:, 2] < nose + 0.3),
+        2,
+    ].max()
     z = float(max(nose + 0.03, lash + 0.05))
     ears = [vertices[_ear(assets, side)] for side in "lr"]
     at = [((e - middle) @ frame) for e in ears]
@@ -43,12 +55,20 @@ def _glasses(vertices: np.ndarray, assets: Assets, frame: np.ndarray, rng) -> tu
     wide, high = half * float(rng.uniform(0.72, 0.84)), half * float(rng.uniform(0.55, 0.72))
     angle = np.linspace(0, 2 * np.pi, 33)
     c, s = np.cos(angle), np.sin(angle)
-    ring = np.stack([np.sign(c) * np.abs(c) ** (2 / power) * wide, np.sign(s) * np.abs(s) ** (2 / power) * high, 0 * c], 1)
+    ring = np.stack(
+        [np.sign(c) * np.abs(c) ** (2 / power) * wide, np.sign(s) * np.abs(s) ** (2 / power) * high, 0 * c], 1
+    )
     rims, rest = [], []
     for sign, ear in zip((1, -1), at):
         rims.append(ring + np.array([sign * half * 1.04, -0.03, z]) - np.abs(ring[:, :1]) * [0, 0, 0.0])
         hinge = np.array([sign * (half * 1.04 + wide), 0.03, z])
-        edge = np.array([np.sign(ear[:, 0].mean()) * np.abs(ear[:, 0]).min() * 1.02, ear[:, 1].max() - 0.1, ear[:, 2].mean()])
+        edge = np.array(
+            [
+                np.sign(ear[:, 0].mean()) * np.abs(ear[:, 0]).min() * 1.02,
+                ear[:, 1].max() - 0.1,
+                ear[:, 2].mean(),
+            ]
+        )
         corner = np.array([edge[0], hinge[1], z - 0.12])
         knots = np.array([hinge, corner, edge])
         t = np.linspace(0, 2, 8)
