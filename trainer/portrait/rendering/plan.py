@@ -21,6 +21,13 @@ from . import catalogue as have
 
 CELLS = tuple(product(have.GENDERS, have.RACES, have.AGES))
 SPLITS = ("fit a", "fit b") * 3 + ("validation",) * 2 + ("test",) * 2
+_SMILES = {  # how far the corners of the mouth are pulled
+    "neutral": (0.0, 0.15),
+    "slight smile": (0.25, 0.55),
+    "smile": (0.55, 0.85),
+    "open smile": (0.45, 0.8),
+    "raised brows": (0.1, 0.5),
+}
 _CELL, _SPLIT, _PERSON = 1, 2, 3  # which stream of random numbers
 
 
@@ -88,16 +95,13 @@ def person(seed: int, index: int) -> Person:
     """The person of picture `index`."""
     s = slot(seed, index)
     r = np.random.default_rng((seed, _PERSON, index))
-    identity = int(r.integers(2**31))
+    identity = int(r.integers(2**53))
     age = float(r.uniform(*have.AGES[s.age_class]))
     man = s.gender == "male"
-    details = _details(r, man)
+    details = _details(r)
     colour = _hair_colour(r, s.race, age)
     rgb = np.array(have.HAIR_COLOURS[colour]) * r.uniform(0.8, 1.25)
     expression = _pick(r, have.EXPRESSIONS)
-    low, high = {"neutral": (0, 0.15), "slight smile": (0.25, 0.55), "smile": (0.55, 0.85)}.get(
-        expression, (0.45, 0.8)
-    )
     mean, spread, least, most = have.TONE[s.race]
     beard = _pick(r, have.BEARDS[s.race])
     makeup = float(r.uniform(0.25, 1.0)) if r.random() < 0.75 else 0.0
@@ -127,7 +131,7 @@ def person(seed: int, index: int) -> Person:
         earrings=bool(r.random() < have.EARRINGS[s.gender]),
         makeup=0.0 if man else makeup,
         expression=expression,
-        smile=float(r.uniform(low, high)),
+        smile=float(r.uniform(*_SMILES[expression])),
         yaw=float(np.clip(r.normal(0, 10), -24, 24)),
         pitch=float(np.clip(r.normal(0, 4), -9, 9)),
         roll=float(np.clip(r.normal(0, 3), -7, 7)),
@@ -150,7 +154,7 @@ def _mix(r: np.random.Generator, race: str) -> dict[str, float]:
     return {race: main, others[0]: float(rest[0]), others[1]: float(rest[1])}
 
 
-def _details(r: np.random.Generator, man: bool) -> dict[str, float]:
+def _details(r: np.random.Generator) -> dict[str, float]:
     """The face: about half of all axes, moved to one end."""
     details: dict[str, float] = {}
     for low, high in have.AXES:
@@ -159,7 +163,7 @@ def _details(r: np.random.Generator, man: bool) -> dict[str, float]:
         if used:
             details[low if value < 0 else high] = abs(value)
     for shape in r.choice(have.SHAPES, 2, replace=False):
-        details[f"head-{shape}"] = float(r.uniform(0, 0.4))
+        details[f"head-{shape}"] = float(r.uniform(0, 0.28))
     for frown in ("eyebrows-angle-down", "mouth-angles-down"):  # read as a mood, not as a face
         details.pop(frown, None)
     return details

@@ -19,6 +19,8 @@ from .maps import SIZE, Maps, beard, build, goatee, moustache, scalp
 from .plan import Person
 from .skin import Painter, recede
 
+_KINDS = ["objects", "meshes", "hair_curves", "materials", "images", "lights", "cameras", "worlds"]
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -57,10 +59,15 @@ class Studio:
 
     def render(self, p: Person, path: Path) -> None:
         """Writes the picture of `p` as RGBA PNG."""
-        _clear()
+        self.clear()
         self.build(p)
         bpy.context.scene.render.filepath = str(path)
         bpy.ops.render.render(write_still=True)
+
+    def clear(self) -> None:
+        """Empties the scene; reading the factory settings anew would cost more."""
+        for kind in _KINDS:
+            bpy.data.batch_remove(list(getattr(bpy.data, kind)))
 
     def build(self, p: Person) -> None:
         """Lays the person, the camera and the lights out in the scene."""
@@ -194,23 +201,6 @@ class Studio:
         bpy.context.scene.collection.objects.link(thing)
         bpy.context.scene.camera = thing
         return target
-
-
-def _clear() -> None:
-    """Empties the scene; reading the factory settings anew would cost more."""
-    for kind in (
-        "objects",
-        "meshes",
-        "hair_curves",
-        "materials",
-        "images",
-        "lights",
-        "cameras",
-        "worlds",
-        "curves",
-    ):
-        data = getattr(bpy.data, kind)
-        bpy.data.batch_remove(list(data))
 
 
 def _mesh(

@@ -43,6 +43,13 @@ def tone_rgb(angle: float, warmth: float = 0.0) -> np.ndarray:
     return np.clip(_TO_RGB @ xyz, 0.004, 1)
 
 
+def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
+    """CIELAB (n, 3) of linear RGB (n, 3) under D65."""
+    t = rgb @ np.linalg.inv(_TO_RGB).T / _WHITE
+    f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+
+
 def noise(rng: np.random.Generator, cell: int) -> np.ndarray:
     """Smooth noise (SIZE, SIZE) in 0..1 with lumps of `cell` texels."""
     from PIL import Image

@@ -79,7 +79,7 @@ _TARGETS = (
     "head", "forehead", "eyebrows", "eyes", "nose", "mouth", "chin", "cheek", "ears", "neck",
     "macrodetails",
 )
-_CARDS = ("short01", "short02", "short04")
+_CARDS = ("short01", "short04")
 
 
 def _meshes() -> Iterator[str]:

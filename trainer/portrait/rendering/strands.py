@@ -33,6 +33,7 @@ STYLES = {
     "crew": Style((0.16, 0.28), "back", 0.5, 0.04, 9000, 4, clump=0.2, radius=0.010),
     "fringe": Style((0.34, 0.5), "forward", 0.24, 0.05, 9000, 6, clump=0.3),
     "sidepart": Style((0.45, 0.75), "side", 0.28, 0.06, 9000, 7, clump=0.35, stick=0.3),
+    "quiff": Style((0.4, 0.6), "back", 0.5, 0.02, 9000, 7, clump=0.4, volume=1.08),
     "slick": Style((0.5, 0.8), "back", 0.10, 0.03, 9000, 7, clump=0.35, volume=1.03, stick=0.8),
     "curlytop": Style((0.28, 0.45), "radial", 0.6, 0.05, 8000, 9, curl=0.14, turns=3, clump=0.6),
     "coils": Style((0.12, 0.2), "radial", 0.9, 0.0, 10000, 6, curl=0.22, turns=2, clump=0.5),
@@ -148,11 +149,10 @@ def grow(
     """
     head = _Head(skull, frame, style)
     lead = min(style.guides, len(root))
-    guide, side = _comb(style, head, head.inward(root[:lead]), normal[:lead] @ frame, rng)
+    guide = _comb(style, head, head.inward(root[:lead]), normal[:lead] @ frame, rng)
     if style.curl:
         guide = _curl(style, guide, normal[:lead] @ frame, rng)
-    guide = head.outward(guide)
-    return _follow(style, root, guide, root[:lead], side, (root - head.centre) @ frame, rng)
+    return _follow(style, root, head.outward(guide), root[:lead], rng)
 
 
 class _Head:
@@ -206,8 +206,8 @@ def _directions(
     return comb * (1 - temple) + temple * np.array([0, -0.9, -0.5]), side
 
 
-def _comb(style: Style, head: _Head, pos: np.ndarray, nor: np.ndarray, rng) -> tuple[np.ndarray, np.ndarray]:
-    """The guides (n, points, 3) in the head's axes and the side of the parting."""
+def _comb(style: Style, head: _Head, pos: np.ndarray, nor: np.ndarray, rng) -> np.ndarray:
+    """The guides (n, points, 3) in the head's axes."""
     comb, side = _directions(style, head, pos, nor, rng)
     n, radii = len(pos), head.radii
     flat = unit(comb - (comb * nor).sum(1, keepdims=True) * nor)
@@ -242,7 +242,7 @@ def _comb(style: Style, head: _Head, pos: np.ndarray, nor: np.ndarray, rng) -> t
         if style.comb == "side":
             pos = _clear_face(head, pos, side, fringe)
         path.append(pos)
-    return np.stack(path, 1), side
+    return np.stack(path, 1)
 
 
 def _collide(style: Style, head: _Head, pos, direction, at_root, step: int, size: float):
@@ -295,7 +295,7 @@ def _curl(style: Style, guide: np.ndarray, nor: np.ndarray, rng) -> np.ndarray:
     return guide + style.curl * size * np.minimum(1, 3 * t) * (np.sin(angle) * across + np.cos(angle) * over)
 
 
-def _follow(style: Style, root, guide, lead, side, local, rng) -> np.ndarray:
+def _follow(style: Style, root: np.ndarray, guide: np.ndarray, lead: np.ndarray, rng) -> np.ndarray:
     """Each strand takes the way of the guide whose root is nearest, tied to it more and more."""
     level = (lead**2).sum(1)
     nearest = np.concatenate(

@@ -18,9 +18,10 @@ import sys
 import time
 from pathlib import Path
 
-_spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-_spec.submodule_search_locations = [str(Path(__file__).resolve().parents[3])]
-sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
+if "fair_adapter" not in sys.modules:  # the repository root under its one import name
+    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
+    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[3])]
+    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 
 def one_core() -> None:

@@ -60,7 +60,7 @@ def _glasses(vertices: np.ndarray, assets: Assets, frame: np.ndarray, rng) -> tu
     )
     rims, rest = [], []
     for sign, ear in zip((1, -1), at):
-        rims.append(ring + np.array([sign * half * 1.04, -0.03, z]) - np.abs(ring[:, :1]) * [0, 0, 0.0])
+        rims.append(ring + np.array([sign * half * 1.04, -0.03, z]))
         hinge = np.array([sign * (half * 1.04 + wide), 0.03, z])
         edge = np.array(
             [
