@@ -79,6 +79,12 @@ class Person:
     light: str
     light_side: int  # -1, 1
 
+    @property
+    def brow_rgb(self) -> tuple[float, float, float]:
+        """Colour of brows and beard: that of the hair unless it is dyed."""
+        dyed = self.slot.race != "wmelh" and self.hair_colour in ("auburn", "blond")
+        return have.HAIR_COLOURS["darkbrown"] if dyed else self.hair_rgb
+
 
 def slot(seed: int, index: int) -> Slot:
     """What the design fixes of picture `index` (from 0)."""

@@ -134,7 +134,7 @@ class Studio:
         if p.expression == "open smile":
             teeth = materials.textured(self.assets.picture("teeth", 128), 0.25, (1.25, 1.2, 1.1))
             self._part("teeth", "teeth", "teeth_base", vertices, teeth)
-        brow, tint = f"eyebrow{p.brow:03d}", np.array(p.hair_rgb)
+        brow, tint = f"eyebrow{p.brow:03d}", np.array(p.brow_rgb)
         tint = np.minimum(tint * (0.6 if p.hair_colour in ("blond", "white", "grey") else 1.0), 0.3)
         card = materials.hair_card(self.levels(f"eyebrows_{brow}", 256), tint, 0.7)
         self._part("brow", "eyebrows", brow, vertices, card)
@@ -186,7 +186,7 @@ class Studio:
             path = strands.grow_beard(
                 root, normal, there, float(rng.uniform(*length)), p.slot.race == "black", rng
             )
-            _curves("beard", path, 0.006, material)
+            _curves("beard", path, 0.006, materials.strands(p.brow_rgb))
 
     def _camera(self, p: Person, vertices: np.ndarray, rng) -> np.ndarray:
         """Frames head and shoulders; returns the point it looks at."""

@@ -147,7 +147,7 @@ class Painter:
                 cover = np.maximum(cover, 0.6 * goatee(self.maps))
         grain = np.repeat(np.repeat(rng.random((SIZE // 2, SIZE // 2), np.float32), 2, 0), 2, 1)
         cover = np.clip(cover * (0.7 + 0.6 * grain), 0, 0.95)[..., None]
-        tint = np.clip(np.array(p.hair_rgb) * 1.1, 0, 0.4) + 0.08 * tone_rgb(p.tone)
+        tint = np.clip(np.array(p.brow_rgb) * 1.1, 0, 0.4) + 0.08 * tone_rgb(p.tone)
         return linear * (1 - cover) + tint * cover
 
     def _makeup(self, linear: np.ndarray, p: Person, rng: np.random.Generator) -> np.ndarray:

@@ -33,7 +33,7 @@ STYLES = {
     "crew": Style((0.16, 0.28), "back", 0.5, 0.04, 9000, 4, clump=0.2, radius=0.010),
     "fringe": Style((0.34, 0.5), "forward", 0.24, 0.05, 9000, 6, clump=0.3),
     "sidepart": Style((0.45, 0.75), "side", 0.28, 0.06, 9000, 7, clump=0.35, stick=0.3),
-    "quiff": Style((0.4, 0.6), "back", 0.5, 0.02, 9000, 7, clump=0.4, volume=1.08),
+    "quiff": Style((0.35, 0.55), "back", 0.3, 0.02, 9000, 7, clump=0.3, volume=1.06, stick=0.35),
     "slick": Style((0.5, 0.8), "back", 0.10, 0.03, 9000, 7, clump=0.35, volume=1.03, stick=0.8),
     "curlytop": Style((0.28, 0.45), "radial", 0.6, 0.05, 8000, 9, curl=0.14, turns=3, clump=0.6),
     "coils": Style((0.12, 0.2), "radial", 0.9, 0.0, 10000, 6, curl=0.22, turns=2, clump=0.5),
