@@ -28,7 +28,7 @@ if "fair_adapter" not in sys.modules:  # the repository root under its one impor
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer.portrait.rendering import environment, folder, plan, sources
 from fair_adapter.trainer.portrait.rendering.pool import Workers
-from fair_adapter.trainer.progress import Progress
+from fair_adapter.trainer.running.progress import Progress
 
 VERSION = 1  # of the design and the looks; raised whenever a picture or label of an index changes
 LABELS_EVERY = 60.0  # seconds

@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         people = [plan.person(0, index) for index in range(count)]
         pairs = np.array([(p.tone, seen(studio, p, Path(folder) / "picture.png")) for p in people])
-    fitted = np.polynomial.Polynomial.fit(*pairs.T, 3)
+    fitted = np.polynomial.Polynomial.fit(pairs[:, 0], pairs[:, 1], 3)
     rank = np.corrcoef(pairs.argsort(0).argsort(0).T)[0, 1]
     error = np.abs(pairs[:, 1] - fitted(pairs[:, 0])).mean()
     print(f"{count} people: rank correlation {rank:.3f}, mean distance from the table {error:.1f} degrees")
