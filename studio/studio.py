@@ -9,15 +9,8 @@ one line on bad input.
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
-import importlib.util
 import sys
 from pathlib import Path
-
-if "fair_adapter" not in sys.modules:  # the repository root under its one import name
-    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
-    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 from fair_adapter.shared.errors import FairAdapterError
 

@@ -6,20 +6,18 @@ Tests say `from fair_adapter.shared.x import y`; helpers of several test files a
 (`from fair_adapter.tests.x import y`). Markers are listed in pyproject.toml.
 """
 
-import importlib.machinery
-import importlib.util
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-if "fair_adapter" not in sys.modules:  # the repository root under its one import name
-    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
-    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
+_ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(_ROOT / "trainer"))  # the import name, as the programs find it
+import fair_adapter  # noqa: F401
+
+sys.path.pop(0)
 
 # `python -m pytest` puts the current folder on the path, where a bare `import shared` would work by accident.
-_ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != _ROOT]
 
 # Before torch is imported, and for the programs that tests start. More threads than cores only wait for each

@@ -22,6 +22,7 @@ from fair_adapter.tests.a1111 import adapters
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
 from fair_adapter.trainer import compare, evaluate
 from fair_adapter.trainer.configuration.prompts import Prompt
+from fair_adapter.trainer.evaluation import command
 from fair_adapter.trainer.evaluation import readings as module
 from fair_adapter.trainer.evaluation.comparison import Column, Comparison
 from fair_adapter.trainer.evaluation.measures import summarise
@@ -86,13 +87,13 @@ def test_a_training_configuration_says_what_is_measured(pipeline, adapter, tmp_p
     assert report["original"]["pictures"] == 2 and report["facts"]["prompts"].startswith("sports_test")
     assert "guidance scale 3, 1 steps" in report["facts"]["model"]
     assert compare.main([*here, f"+{adapter}"]) == 0
-    given = evaluate.with_config(evaluate.parser(), ["--config", str(config)])
+    given = command.with_config(evaluate.program(), ["--config", str(config)])
     assert (given.encoder, given.more_encoders, given.clip) == ("embedded", [], None)  # those of the loss
     config.write_text(
         settings.replace("evaluation: {", "evaluation: {encoders: [dinov2, embedded], clip: open_clip, "),
         encoding="utf-8",
     )
-    given = evaluate.with_config(evaluate.parser(), ["--config", str(config)])
+    given = command.with_config(evaluate.program(), ["--config", str(config)])
     assert (given.encoder, given.more_encoders, given.clip) == ("dinov2", ["embedded"], "open_clip")
     without = ["--encoder", "none", "--more-encoders", "--clip", "none"]
     assert evaluate.main([*here, "--adapter", str(adapter), *without]) == 0

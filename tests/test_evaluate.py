@@ -28,9 +28,10 @@ from fair_adapter.trainer.evaluation.measuring import Bench, Instruments, traine
 from fair_adapter.trainer.evaluation.readings import SALT, Plan, Readings
 from fair_adapter.trainer.evaluation.report import SHOWN, Measured, Report
 from fair_adapter.trainer.evaluation.rows import kept_rows
+from fair_adapter.trainer.evaluation.summary import print_summary
 from fair_adapter.trainer.portrait.card import FILE as CARD
-from fair_adapter.trainer.running.progress import deviation
 from fair_adapter.trainer.training.logs import logged_seconds
+from fair_adapter.trainer.training.means import deviation
 
 ATTRIBUTES = (GENDER, RACE, AGE)
 SEEDS = (8555226588886727098, 375653326645870945)  # of pictures 0 and 1 of the prompt "a nurse"
@@ -292,7 +293,7 @@ def test_sections_have_the_same_tables(report):
 
 
 def test_terminal_shows_differences_sections_and_few_prompts(report, capsys):
-    evaluate.print_summary(report)
+    print_summary(report)
     lines = capsys.readouterr().out.splitlines()
     change = report.adapter.figures["difference"]["gender"]
     gender = next(line for line in lines if line.startswith("gender bias"))

@@ -20,7 +20,7 @@ from fair_adapter.trainer.configuration.config import SamplingConfig, load_confi
 from fair_adapter.trainer.evaluation import measuring
 from fair_adapter.trainer.running.memory import MicroBatches, out_of_memory
 from fair_adapter.trainer.running.processes import Processes
-from fair_adapter.trainer.training import setup
+from fair_adapter.trainer.training import labels, run, setup
 from fair_adapter.trainer.training.samples import Samples
 from fair_adapter.trainer.training.setup import prepare
 
@@ -208,7 +208,7 @@ def test_programs_say_in_one_line_that_memory_ran_out(model, tmp_path, monkeypat
 SCRIPT = """
 import os, signal, sys
 sys.argv = sys.argv[1:]
-exec(open(sys.argv[0]).read().split("os.environ.setdefault")[0], {"__file__": sys.argv[0], "__name__": "x"})
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 import torch
 from fair_adapter.trainer import train
 from fair_adapter.trainer.training.loop import Training
@@ -259,7 +259,7 @@ def test_nan_in_one_process_skips_in_all_and_a_killed_one_is_told_and_resumed(mo
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert state["iteration"] == 3 and state["optimizer"]["steps"] == 2
     assert all(torch.isfinite(p).all() for p in state["optimizer"]["parameters"])
-    _, finished = train.train(load_config(path))  # with one process
+    _, finished = run.train(load_config(path))  # with one process
     assert finished
 
 
@@ -275,7 +275,7 @@ def test_an_unsuitable_mode_is_refused_before_the_work_and_the_usual_scale_is_th
     training = prepare(load_config(path, settings), Processes("cpu", 4))
     training.adaptation.detach()
     assert training.guidance_scale == 4.5 and training.model.guidance_scale == 4.5
-    info = setup.adapter_info(training, 0)
+    info = labels.adapter_info(training, 0)
     assert info.configuration["guidance_scale"] == 4.5
     assert info.configuration["model"]["empty_negative"] == "encoded"
     assert info.base.encoders == ("clip_l", "clip_g") and info.configuration["model"]["without"] == ["t5xxl"]
@@ -290,8 +290,8 @@ def test_every_family_trains_resumes_bitwise_and_reloads(name, tmp_path):
         (tmp_path / kind).mkdir()
         path = write(tmp_path / kind, tmp_path / "pipeline")
         if kind == "parts":
-            train.train(load_config(path, [*small, "optimizer.iterations=1"]))
-        _, finished = train.train(load_config(path, small))
+            run.train(load_config(path, [*small, "optimizer.iterations=1"]))
+        _, finished = run.train(load_config(path, small))
         assert finished
         runs[kind] = torch.load(tmp_path / kind / "run" / "state.pt", weights_only=True)["optimizer"]
     for key in ("parameters", "average"):

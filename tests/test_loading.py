@@ -16,10 +16,11 @@ from fair_adapter.tests.tiny_families import pipeline
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
 from fair_adapter.trainer import evaluate
 from fair_adapter.trainer.configuration.config import ModelConfig
+from fair_adapter.trainer.evaluation import command
 from fair_adapter.trainer.families.base import DiffusionModel
+from fair_adapter.trainer.families.loading import load_base
 from fair_adapter.trainer.families.registry import load
 from fair_adapter.trainer.portrait.single_file import write_single_file
-from fair_adapter.trainer.training.setup import load_base
 
 PROMPTS = ["a photo of the face of a doctor, a person", "a nurse"]
 
@@ -106,14 +107,14 @@ def test_what_an_xl_model_does_with_an_empty_negative_prompt_is_a_setting(tmp_pa
 def test_evaluation_loads_a_model_as_it_was_trained(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("model: {empty_negative: zeros, without: [t5xxl]}\nadapter: {soft_tokens: 1}\n")
-    program = evaluate.parser()
-    as_trained = evaluate.with_config(program, ["--config", str(path)])
-    typed = evaluate.with_config(evaluate.parser(), ["--empty-negative", "zeros", "--without", "t5xxl"])
+    program = evaluate.program()
+    as_trained = command.with_config(program, ["--config", str(path)])
+    typed = command.with_config(evaluate.program(), ["--empty-negative", "zeros", "--without", "t5xxl"])
     for options, guidance in ((as_trained, []), (typed, [])):
-        config = evaluate._model(options, "portrait")
+        config = command._model(options, "portrait")
         assert config.empty_negative == "zeros" and config.without == ("t5xxl",)
         assert options.guidance == guidance  # the model's usual one
-    plain = evaluate._model(evaluate.with_config(evaluate.parser(), []), "portrait")
+    plain = command._model(command.with_config(evaluate.program(), []), "portrait")
     assert plain.empty_negative == "encoded" and plain.without == ()
 
 

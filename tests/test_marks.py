@@ -18,9 +18,9 @@ from fair_adapter.tests.tiny_checkpoint import write_checkpoint, write_sd3
 from fair_adapter.tests.tiny_families import pipeline
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
 from fair_adapter.trainer.configuration.config import ModelConfig
+from fair_adapter.trainer.families.loading import load_base
 from fair_adapter.trainer.families.registry import load
 from fair_adapter.trainer.portrait.single_file import write_single_file
-from fair_adapter.trainer.training.setup import load_base
 
 Files = dict[str, tuple[Path, Path]]
 

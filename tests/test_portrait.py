@@ -16,7 +16,8 @@ from torch import nn
 
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.seeds import noise_seed, starting_noise
-from fair_adapter.trainer.families.stable_diffusion import PORTRAIT, StableDiffusion
+from fair_adapter.trainer.families.portrait import PORTRAIT
+from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
 from fair_adapter.trainer.portrait import bundle, fitting, pool, world
 from fair_adapter.trainer.portrait.card import read_card
 from fair_adapter.trainer.portrait.models import build_tokenizer
@@ -196,7 +197,7 @@ def test_unknown_words_share_one_vector() -> None:
 
 @pytest.fixture(scope="module")
 def model() -> StableDiffusion:
-    return StableDiffusion.load()
+    return StableDiffusion.load(PORTRAIT)
 
 
 @needs_model

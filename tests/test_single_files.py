@@ -20,8 +20,8 @@ from fair_adapter.tests.tiny_families import pipeline, unet, vae
 from fair_adapter.trainer import train
 from fair_adapter.trainer.configuration.config import ModelConfig
 from fair_adapter.trainer.families.layout import unet_namer, vae_namer
+from fair_adapter.trainer.families.loading import load_base
 from fair_adapter.trainer.families.registry import load
-from fair_adapter.trainer.training.setup import load_base
 
 __all__ = ["files"]  # the fixture
 TEXT = "cond_stage_model.transformer."

@@ -27,15 +27,17 @@ from fair_adapter.trainer.configuration.config import OptimizerConfig, load_conf
 from fair_adapter.trainer.face_chain import convert_semantics
 from fair_adapter.trainer.families import loading as generation
 from fair_adapter.trainer.families.adaptation import Adaptation
+from fair_adapter.trainer.instruments import face_bank as banks
 from fair_adapter.trainer.instruments.encoders import EmbeddedEncoder, load_encoders
 from fair_adapter.trainer.instruments.observer import load_observer
 from fair_adapter.trainer.running import progress
 from fair_adapter.trainer.running.processes import Processes, check_device
-from fair_adapter.trainer.training import setup
+from fair_adapter.trainer.training import face_reference
 from fair_adapter.trainer.training.bank import Entry, ReferenceBank
 from fair_adapter.trainer.training.logs import Log
 from fair_adapter.trainer.training.loop import Training
 from fair_adapter.trainer.training.optimizer import Optimizer
+from fair_adapter.trainer.training.run import train as carry_out
 from fair_adapter.trainer.training.setup import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +62,7 @@ def folder(tmp_path_factory):
     write_tiny_pipeline(path / "pipeline")
     observer = load_observer()
     bank, lost = face_bank.bank_from_folder(face_bank.picture_files(fixture_faces.FOLDER), observer)
-    face_bank.write_bank(bank, path / "bank.safetensors", observer)
+    banks.write_bank(bank, path / "bank.safetensors", observer)
     assert lost == 0 and len(bank.features) == 36
     return path
 
@@ -94,7 +96,7 @@ def uninterrupted(folder, tmp_path_factory):
     text = SETTINGS.replace("PIPELINE", str(folder / "pipeline"))
     text = text.replace("BANK", str(folder / "bank.safetensors")).replace("OUTPUT", str(path / "run"))
     (path / "config.yaml").write_text(text, encoding="utf-8")
-    _, finished = train.train(load_config(path / "config.yaml"))
+    _, finished = carry_out(load_config(path / "config.yaml"))
     assert finished
     return path / "run"
 
@@ -153,7 +155,7 @@ def test_exported_weights_are_the_averaged_ones(uninterrupted):
 
 def test_samples_logs_and_tensorboard(config, tmp_path, capsys):
     settings = ["optimizer.iterations=1", "run.sample_every=1", "run.sample_prompts=2", "run.sample_images=2"]
-    train.train(config(*settings, "run.tensorboard=true"))
+    carry_out(config(*settings, "run.tensorboard=true"))
     sheet = open_image(tmp_path / "run" / "samples" / "000001.png")
     assert sheet.width > 150 and any((tmp_path / "run" / "tensorboard").iterdir())
     assert "1/1" in capsys.readouterr().out
@@ -162,7 +164,7 @@ def test_samples_logs_and_tensorboard(config, tmp_path, capsys):
 def test_target_conditioned_training(config, tmp_path):
     limits = "target.range={gender: {female: [.1, .9]}, race: {black: [.1, .6]}}"
     settings = ["target.vector=marginals", "target.default_share=0", limits, "optimizer.iterations=3"]
-    train.train(config(*settings))
+    carry_out(config(*settings))
     targets = [line["target"] for line in log(tmp_path / "run")]
     assert len(set(targets)) == 3
     adapter = FairnessAdapter.read(tmp_path / "run" / "adapter.safetensors")
@@ -239,7 +241,7 @@ def test_micro_batches_do_not_change_the_gradient(config, monkeypatch, batches):
 
 def test_a_run_in_bfloat16(config, tmp_path):
     adapter = "adapter={soft_tokens: 2, text_lora: true, unet_lora: true, rank: 2}"
-    path, finished = train.train(config("model.dtype=bfloat16", adapter))
+    path, finished = carry_out(config("model.dtype=bfloat16", adapter))
     lines = log(tmp_path / "run")
     assert finished and len(lines) == 4 and not any(line["skipped"] for line in lines)
     assert all(line["gradient_norm"] > 0 and line["allocated_bytes"] == 0 for line in lines)
@@ -261,14 +263,14 @@ def test_ctrl_c_saves_and_resuming_is_bitwise_the_same(config, tmp_path, uninter
         if iteration == 2:
             signal.raise_signal(signal.SIGINT)
 
-    _, finished = train.train(config(), press)
+    _, finished = carry_out(config(), press)
     # the signal comes after iteration 2, the third sees it and is the last
     assert not finished and state(tmp_path / "run")["iteration"] == 3
-    _, finished = train.train(config())
+    _, finished = carry_out(config())
     assert finished
     assert_equal_runs(tmp_path / "run", uninterrupted)
     before = (tmp_path / "run" / "state.pt").stat().st_mtime_ns
-    assert train.train(config()) == (tmp_path / "run" / "adapter.safetensors", True)
+    assert carry_out(config()) == (tmp_path / "run" / "adapter.safetensors", True)
     assert (tmp_path / "run" / "state.pt").stat().st_mtime_ns == before
 
 
@@ -280,7 +282,7 @@ def test_a_stop_that_is_asked_for_within_an_iteration_makes_it_the_last(config, 
         follow(self, *arguments)
 
     monkeypatch.setattr(Training, "follow", press)
-    _, finished = train.train(config())
+    _, finished = carry_out(config())
     assert not finished and state(tmp_path / "run")["iteration"] == 1
 
 
@@ -289,10 +291,10 @@ def test_training_that_is_never_finite_ends(config, tmp_path, monkeypatch, capsy
     denoise = Adaptation.denoise
     monkeypatch.setattr(Adaptation, "denoise", lambda self, *a: denoise(self, *a) * float("nan"))
     with pytest.raises(FairAdapterError, match=r"last 3 of 3 iterations.*bfloat16.*another run\.output"):
-        train.train(config())
+        carry_out(config())
     assert [line["skipped"] for line in log(tmp_path / "run")] == [True] * 3
     for most, iterations in ((25, 2), (1, 4)):
-        monkeypatch.setattr(train, "MOST_SKIPPED_UNSCALED", most)
+        monkeypatch.setattr("fair_adapter.trainer.training.run.MOST_SKIPPED_UNSCALED", most)
         settings = [f"optimizer.iterations={iterations}", f"run.output={tmp_path / f'{most}'}"]
         config()
         assert train.main([str(tmp_path / "config.yaml"), *settings]) == 2
@@ -323,36 +325,36 @@ def test_kill_loses_at_most_one_interval(config, tmp_path, uninterrupted):
     assert (run / "log.jsonl").exists(), (tmp_path / "output.txt").read_text()
     assert state(run)["iteration"] >= 2  # three iterations were done, two are safe
     FairnessAdapter.read(run / "adapter.safetensors")
-    _, finished = train.train(config("run.save_every=2"))
+    _, finished = carry_out(config("run.save_every=2"))
     assert finished
     assert_equal_runs(run, uninterrupted)
 
 
 def test_another_configuration_is_refused_and_nothing_touched(config, tmp_path):
-    train.train(config("optimizer.iterations=1"))
+    carry_out(config("optimizer.iterations=1"))
     run = tmp_path / "run"
     before = {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()}
     with pytest.raises(FairAdapterError, match=r"optimizer\.lr: 0\.001 was, 0\.5 is asked for"):
-        train.train(config("optimizer.lr=0.5"))
+        carry_out(config("optimizer.lr=0.5"))
     (run / "state.pt").write_bytes(before["state.pt"][:500])
     with pytest.raises(FairAdapterError, match="expected a checkpoint"):
-        train.train(config())
+        carry_out(config())
     (run / "state.pt").unlink()
     with pytest.raises(FairAdapterError, match="without the checkpoint"):
-        train.train(config())
+        carry_out(config())
     assert (run / "adapter.safetensors").read_bytes() == before["adapter.safetensors"]
 
 
 def test_a_run_may_be_renamed_while_it_goes_on_and_after_it(config, tmp_path):
     """What people call an adapter is no other configuration, and a finished file takes it on."""
-    train.train(config("optimizer.iterations=1", "run.name=first"))
+    carry_out(config("optimizer.iterations=1", "run.name=first"))
     labels = ["run.name=second", "run.description=what it does", "run.author=Ann", "run.licence=MIT"]
-    path, finished = train.train(config("optimizer.iterations=2", *labels))
+    path, finished = carry_out(config("optimizer.iterations=2", *labels))
     one = FairnessAdapter.read(path)
     assert finished and state(tmp_path / "run")["iteration"] == 2
     found = [one.info.name, one.info.description, one.info.author, one.info.licence]
     assert found == [label.partition("=")[2] for label in labels]
-    train.train(config("optimizer.iterations=2", "run.name=third", "model.name=base"))
+    carry_out(config("optimizer.iterations=2", "run.name=third", "model.name=base"))
     other = FairnessAdapter.read(path)
     assert (other.info.name, other.info.author, other.info.base.name) == ("third", "", "base")
     assert other.info.configuration["run"]["name"] == "third" and other.tensors.keys() == one.tensors.keys()
@@ -361,7 +363,7 @@ def test_a_run_may_be_renamed_while_it_goes_on_and_after_it(config, tmp_path):
 
 
 def test_full_disk_leaves_earlier_results(config, tmp_path, monkeypatch, capsys):
-    train.train(config("optimizer.iterations=1"))
+    carry_out(config("optimizer.iterations=1"))
     run = tmp_path / "run"
     before = {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()}
 
@@ -390,8 +392,8 @@ def test_an_adapter_that_could_not_be_written_at_the_start_locks_no_folder(confi
     with monkeypatch.context() as broken:
         broken.setattr(FairnessAdapter, "write", full)
         with pytest.raises(FairAdapterError, match="No space"):
-            train.train(config("optimizer.iterations=1"))
-    path, finished = train.train(config("optimizer.iterations=1"))
+            carry_out(config("optimizer.iterations=1"))
+    path, finished = carry_out(config("optimizer.iterations=1"))
     assert finished and path.exists()
 
 
@@ -399,19 +401,19 @@ def test_an_adapter_that_could_not_be_written_at_the_start_locks_no_folder(confi
 
 
 def test_shares_that_are_left_to_chance_are_told(config, tmp_path, capsys):
-    train.train(config("optimizer.iterations=1"))
+    carry_out(config("optimizer.iterations=1"))
     assert (
         "of 4 pictures at a confidence of 0.8 nothing pulls shares within gender female 25% to 75%"
         in "".join(capsys.readouterr())
     )
-    train.train(config("optimizer.iterations=1", "loss.confidence=0.5", f"run.output={tmp_path / 'sure'}"))
+    carry_out(config("optimizer.iterations=1", "loss.confidence=0.5", f"run.output={tmp_path / 'sure'}"))
     assert "nothing pulls" not in "".join(capsys.readouterr())
 
 
 LAUNCHED = """
 import os, sys
 sys.argv = sys.argv[1:]
-exec(open(sys.argv[0]).read().split("os.environ.setdefault")[0], {"__file__": sys.argv[0], "__name__": "x"})
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 from fair_adapter.trainer import train
 sys.exit(train.main([*sys.argv[1:], f"run.output={os.environ['OUTPUT']}{os.environ['RANK']}"]))
 """
@@ -458,15 +460,15 @@ def test_processes_share_the_combinations_of_the_face_bank(config, monkeypatch):
         }
         return [(torch.full((128,), float(len(asked))), known)]
 
-    monkeypatch.setattr(setup, "faces_of_cell", faces)
-    whole = setup._own_faces(training, lambda: "", lambda text: None)
+    monkeypatch.setattr(face_reference, "faces_of_cell", faces)
+    whole = face_reference._own_faces(training, lambda: "", lambda text: None)
     cells, alone = list(asked), []
     assert len(whole.features) == len(cells) == 6
     monkeypatch.setattr(processes, "from_first", lambda work: work())
     monkeypatch.setattr(processes, "interleaved", lambda mine, total: alone.append(mine) or [*mine] * 3)
     for processes.count, processes.rank in ((4, 1), (4, 3)):
         asked.clear()
-        setup._own_faces(training, lambda: "", lambda text: None)
+        face_reference._own_faces(training, lambda: "", lambda text: None)
         assert asked == cells[processes.rank :: 4]
     assert [len(each) for each in alone] == [2, 1]
 
@@ -682,7 +684,7 @@ def test_missing_encoders_say_what_to_do(name, tmp_path):
 
 
 def test_face_bank_of_a_folder(folder, tmp_path, capsys):
-    bank = face_bank.read_bank(folder / "bank.safetensors", load_observer())
+    bank = banks.read_bank(folder / "bank.safetensors", load_observer())
     wanted = [("female", "male").index(row["gender"]) for row in fixture_faces.rows()]
     known = bank.labels["gender"] >= 0
     order = sorted(range(36), key=lambda i: fixture_faces.rows()[i]["file"])  # the bank goes by file name
@@ -695,7 +697,7 @@ def test_face_bank_of_a_folder(folder, tmp_path, capsys):
     observer = load_observer()
     observer.classifier = SimpleNamespace(attributes=observer.attributes, identity="another:1")
     with pytest.raises(FairAdapterError, match="made with another:1, found default"):
-        face_bank.read_bank(folder / "bank.safetensors", observer)
+        banks.read_bank(folder / "bank.safetensors", observer)
 
 
 def test_face_bank_from_the_model_takes_only_what_was_asked_for():
@@ -715,8 +717,8 @@ def test_face_bank_from_the_model_takes_only_what_was_asked_for():
     def bank(**options):
         gender, faces = observer.attributes[:1], []
         for cell in gender[0].classes:
-            faces += face_bank.faces_of_cell(draw, observer, gender, (cell,), 4, **options)
-        return face_bank.bank_of(faces, observer)
+            faces += banks.faces_of_cell(draw, observer, gender, (cell,), 4, **options)
+        return banks.bank_of(faces, observer)
 
     labels = bank().labels["gender"]
     assert (labels == 0).sum() == 4 and (labels == 1).sum() == 4
@@ -724,7 +726,7 @@ def test_face_bank_from_the_model_takes_only_what_was_asked_for():
 
     assert bank(certain=1.1).labels["gender"].bincount().tolist() == [4, 4]  # nothing certain: the likeliest
     with pytest.raises(FairAdapterError, match="draws no face that is read as asked for"):
-        face_bank.bank_of([], observer)
+        banks.bank_of([], observer)
 
 
 # ---- bad input

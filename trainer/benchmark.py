@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.machinery
-import importlib.util
 import json
 import os
 import sys
@@ -25,11 +23,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-if "fair_adapter" not in sys.modules:  # the repository root under its one import name
-    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
-    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -43,9 +36,9 @@ from fair_adapter.trainer.benchmark_methods.memory import cost, device_name, pea
 from fair_adapter.trainer.benchmark_methods.methods import REMEDY, DoesNotFit, Workbench, methods
 from fair_adapter.trainer.benchmark_methods.models import build
 from fair_adapter.trainer.benchmark_methods.results import COLUMNS, Line, Measurement, plot, worst
+from fair_adapter.trainer.families.loading import DTYPES, compile_network
 from fair_adapter.trainer.running.memory import memory_told
 from fair_adapter.trainer.running.tables import print_table
-from fair_adapter.trainer.training.setup import DTYPES, compile_network, guidance_scale
 
 # model -> images of an iteration, images at a time
 SIZES = {"portrait": (4, 4), "medium": (2, 2), "sd15": (24, 8), "sdxl": (8, 2)}
@@ -108,7 +101,6 @@ def _bench(
     model = build(name, torch.device(options.device), DTYPES[dtype])
     if options.size:
         model.resize(options.size)
-    scale = guidance_scale(None, "portrait") if name == "portrait" else 7.5
     bench = Workbench.build(
         model,
         images,
@@ -116,7 +108,7 @@ def _bench(
         steps,
         options.device,
         dtype,
-        scale,
+        model.guidance_scale,
         options.rank,
         tuple(options.encoders),
         tuple(options.methods) or _usual(name, options),

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.machinery
-import importlib.util
 import os
 import shlex
 import sys
@@ -22,21 +20,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-if "fair_adapter" not in sys.modules:  # the repository root under its one import name
-    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
-    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
-
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from fair_adapter.shared.adapter import FairnessAdapter
 from fair_adapter.shared.attributes import TargetDistribution
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.trainer import evaluate
+from fair_adapter.trainer.evaluation import command
 from fair_adapter.trainer.evaluation.comparison import Column, Comparison
 from fair_adapter.trainer.evaluation.rows import FEW
+from fair_adapter.trainer.families.loading import model_folder
 from fair_adapter.trainer.running.tables import print_table
-from fair_adapter.trainer.training.setup import model_folder
 
 
 @dataclass(frozen=True)
@@ -82,15 +75,15 @@ def compare(options: argparse.Namespace) -> Comparison:
         for entry in entries
         if entry.adapter is not None
     }
-    prompts = evaluate.read_set(options.prompts, options)
+    prompts = command.read_set(options.prompts, options)
     columns: dict[str, Column] = {}
     scales: dict[str, float] = {}
     facts: dict[str, dict[str, str]] = {}
     attributes = ()
     for model in dict.fromkeys(entry.model for entry in entries):  # one in memory at a time
         mine = [entry for entry in entries if entry.model == model]
-        bench = evaluate.open_bench(options, model, *(adapters[e.adapter] for e in mine if e.adapter))
-        plan = evaluate.plan_for(options, model, bench)
+        bench = command.open_bench(options, model, *(adapters[e.adapter] for e in mine if e.adapter))
+        plan = command.plan_for(options, bench)
         scales[model], facts[model] = plan.scale, bench.facts(plan)
         equal = bench.observer.target(";".join(f"{a.name}=equal" for a in bench.attributes[:2]))
         original = bench.original(prompts, plan, equal)
@@ -105,26 +98,26 @@ def compare(options: argparse.Namespace) -> Comparison:
     facts_of_all = {
         "date": datetime.date.today().isoformat(),
         "models": "; ".join(entry.told(options.strength) for entry in entries),
-        "prompts": evaluate.prompt_facts(options, prompts),
+        "prompts": command.prompt_facts(options, prompts),
         "sampler": f"{options.steps} steps, guidance scale "
         + one_text({model: f"{scale:g}" for model, scale in scales.items()}),
     }
     for name in next(iter(facts.values())):
         if name != "model":  # which of them is in each column is told already
             facts_of_all[name] = one_text({model: table[name] for model, table in facts.items()})
-    command = shlex.join(["python", "trainer/compare.py", *options.arguments])
+    line = shlex.join(["python", "trainer/compare.py", *options.arguments])
     ordered = [columns[entry.name] for entry in entries]
-    return Comparison("Fairness adapters compared", prompts, attributes, ordered, command, facts_of_all)
+    return Comparison("Fairness adapters compared", prompts, attributes, ordered, line, facts_of_all)
 
 
 def asked(adapter: FairnessAdapter, name: str, target: str | None) -> TargetDistribution:
     """The target of one of the adapters: the asked-for one, or its own where it follows none; says so."""
     if target is not None and not adapter.conditioned:
         own = adapter.targets.default
-        evaluate.warn(f"{name}: this adapter is trained for {own.to_text()} alone: --target has no effect")
+        command.warn(f"{name}: this adapter is trained for {own.to_text()} alone: --target has no effect")
         return own
     resolved = adapter.targets.resolve(target)
-    evaluate.warn(*(f"{name}: {warning}" for warning in resolved.warnings))
+    command.warn(*(f"{name}: {warning}" for warning in resolved.warnings))
     return resolved.target
 
 
@@ -161,12 +154,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[evaluate.parser(False)],
+        parents=[command.shared_options()],
     )
     parser.add_argument("entries", nargs="+", metavar="MODEL", help="[NAME=][MODEL][+ADAPTER]")
     parser.add_argument("--target", help="for adapters that follow a target (default: each adapter's own)")
     parser.set_defaults(out=Path("runs/compare"))
-    return evaluate.carry_out(parser, arguments, compare, Comparison.write, print_summary)
+    return command.carry_out(parser, arguments, compare, Comparison.write, print_summary)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.machinery
-import importlib.util
 import os
 import shlex
 import sys
@@ -20,16 +18,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-if "fair_adapter" not in sys.modules:  # the repository root under its one import name
-    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
-    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
-
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer.configuration.config import Config, PromptSource, load_config
-from fair_adapter.trainer.train import STOPPED, train
+from fair_adapter.trainer.running.exits import STOPPED
 
 CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
@@ -38,14 +31,15 @@ def run(config: Config, command: str) -> int:
     """The demo; returns the exit code."""
     from fair_adapter.shared.adapter import FairnessAdapter
     from fair_adapter.trainer.configuration.prompts import evenly, read_prompts
-    from fair_adapter.trainer.evaluate import print_summary
     from fair_adapter.trainer.evaluation.measuring import Bench, Instruments, asked_encoders
     from fair_adapter.trainer.evaluation.readings import Plan
     from fair_adapter.trainer.evaluation.report import Report
     from fair_adapter.trainer.evaluation.rows import counted
+    from fair_adapter.trainer.evaluation.summary import print_summary
+    from fair_adapter.trainer.families.loading import model_folder
     from fair_adapter.trainer.running.processes import Processes
     from fair_adapter.trainer.training.logs import logged_seconds
-    from fair_adapter.trainer.training.setup import guidance_scale, model_folder
+    from fair_adapter.trainer.training.run import train
 
     began, asked = time.perf_counter(), config.evaluation
     prompts = evenly(read_prompts(PromptSource(asked.prompts)), asked.limit)
@@ -65,7 +59,7 @@ def run(config: Config, command: str) -> int:
         f"1 of 3: how skewed is the {folder.name} model on {len(prompts)} occupations it was not trained on?"
     )
     bench = Bench(folder, instruments, Processes(config.run.device).device, config=config.model)
-    scale = guidance_scale(config.model.guidance_scale, config.model.path, bench.model.guidance_scale)
+    scale = bench.model.guidance_scale if config.model.guidance_scale is None else config.model.guidance_scale
     plan = Plan(asked.images, asked.steps, scale, config.model.negative, config.sampling.network_batch)
     target = bench.observer.target(config.target.text)
     original = bench.original(prompts, plan, target)

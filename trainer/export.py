@@ -12,20 +12,13 @@ python trainer/export.py portrait [--out portrait.safetensors]
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
-import importlib.util
 import sys
 from pathlib import Path
-
-if "fair_adapter" not in sys.modules:  # the repository root under its one import name
-    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
-    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 from fair_adapter.shared.adapter import FairnessAdapter
 from fair_adapter.shared.adapter_export import export_adapter, hosts_note
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.trainer.families.stable_diffusion import PORTRAIT
+from fair_adapter.trainer.families.portrait import PORTRAIT
 from fair_adapter.trainer.official import import_official
 from fair_adapter.trainer.portrait.single_file import write_single_file
 

@@ -14,17 +14,10 @@ that can't be read, and the end says which and why.
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
-import importlib.util
 import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-
-if "fair_adapter" not in sys.modules:  # the repository root under its one import name
-    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
-    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 import torch
 from PIL import Image

@@ -17,8 +17,6 @@ gradients.png.
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
-import importlib.util
 import json
 import os
 import shlex
@@ -27,11 +25,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-if "fair_adapter" not in sys.modules:  # the repository root under its one import name
-    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
-    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -50,12 +43,12 @@ from fair_adapter.shared.tensor_file import write_bytes
 from fair_adapter.trainer.configuration.config import PromptSource
 from fair_adapter.trainer.configuration.prompts import read_prompts
 from fair_adapter.trainer.families.adaptation import Adaptation, AdaptationConfig
-from fair_adapter.trainer.families.stable_diffusion import PORTRAIT, StableDiffusion
+from fair_adapter.trainer.families.portrait import PORTRAIT
+from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
 from fair_adapter.trainer.instruments.encoders import load_encoders
 from fair_adapter.trainer.running.figures import subplots, to_png
 from fair_adapter.trainer.running.progress import Progress
 from fair_adapter.trainer.running.tables import print_table
-from fair_adapter.trainer.training.setup import guidance_scale
 
 Gradient = Literal["naive", "direct", "exact"]
 TITLES: dict[Gradient, str] = {"naive": "naive", "direct": "direct", "exact": "adjusted"}
@@ -210,8 +203,7 @@ def plot(report: dict[str, Any]) -> bytes:
 def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
     model = StableDiffusion.load(options.model)
     prompts = [p.text for p in read_prompts(PromptSource("occupations_train"))]
-    path = "portrait" if options.model == PORTRAIT else str(options.model)
-    scale = guidance_scale(None, path, model.guidance_scale)
+    scale = model.guidance_scale
     bench = Bench(model, load_encoders(("embedded",)), prompts, scale, options.steps, options.rank)
     sizes: dict[Gradient, list[np.ndarray]] = {mode: [] for mode in TITLES}
     with Progress("sizes, runs", options.runs) as progress:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.machinery
-import importlib.util
 import json
 import os
 import shlex
@@ -25,11 +23,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-if "fair_adapter" not in sys.modules:  # the repository root under its one import name
-    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[1])]
-    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -48,7 +41,7 @@ from fair_adapter.shared.metrics import (
     target_error_floor,
 )
 from fair_adapter.shared.tensor_file import write_bytes
-from fair_adapter.trainer import evaluate
+from fair_adapter.trainer.evaluation import command
 from fair_adapter.trainer.evaluation.readings import Readings
 from fair_adapter.trainer.evaluation.rows import FEW, Figure
 from fair_adapter.trainer.running.figures import subplots, to_png
@@ -169,11 +162,11 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
     targets = []
     for text in options.targets:
         resolved = adapter.targets.resolve(text)
-        evaluate.warn(*(f"{text}: {warning}" for warning in resolved.warnings))
+        command.warn(*(f"{text}: {warning}" for warning in resolved.warnings))
         targets.append(resolved.target)
-    prompts = evaluate.read_set(options.prompts, options)
-    bench = evaluate.open_bench(options, options.model, adapter)
-    plan = evaluate.plan_for(options, options.model, bench)
+    prompts = command.read_set(options.prompts, options)
+    bench = command.open_bench(options, options.model, adapter)
+    plan = command.plan_for(options, bench)
     original = bench.original(prompts, plan, adapter.targets.default)
     tallies: dict[str, dict[str, list[Tally]]] = {}
 
@@ -196,7 +189,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": shlex.join(["python", "trainer/target_sweep.py", *options.arguments]),
         "date": datetime.date.today().isoformat(),
-        "plan": f"{evaluate.prompt_facts(options, prompts)}, {options.steps} steps, "
+        "plan": f"{command.prompt_facts(options, prompts)}, {options.steps} steps, "
         f"guidance scale {plan.scale:g}",
         "facts": {**bench.facts(plan), "adapter": f"{adapter.source}, strength {options.strength:g}"},
         "error": "pooled, of the shares among the faces of all prompts; by_prompt: mean of each one's",
@@ -278,14 +271,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[evaluate.parser(False)],
+        parents=[command.shared_options()],
     )
     parser.add_argument("--adapter", type=Path, required=True, help="target-conditioned fairness adapter")
     parser.add_argument(
         "--targets", nargs="+", default=TARGETS, metavar="TEXT", help="in place of the twelve"
     )
     parser.set_defaults(out=Path("runs/target_sweep"), limit=10, images=48)
-    return evaluate.carry_out(parser, arguments, sweep, write, print_summary)
+    return command.carry_out(parser, arguments, sweep, write, print_summary)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ to --pictures as well.
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
-import importlib.util
 import io
 import json
 import sys
@@ -19,11 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-if "fair_adapter" not in sys.modules:  # the repository root under its one import name
-    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[2])]
-    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 from PIL import Image
 

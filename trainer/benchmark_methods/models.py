@@ -21,7 +21,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from ...shared.preservation import SemanticEncoder
 from ..families.base import DiffusionModel
 from ..families.loading import load_model
-from ..families.stable_diffusion import PORTRAIT, StableDiffusion
+from ..families.portrait import PORTRAIT
+from ..families.stable_diffusion import StableDiffusion
 from ..families.stable_diffusion_xl import StableDiffusionXL
 from ..instruments.encoders import as_loaded, clip_encoder, dino_encoder
 from ..portrait.models import build_scheduler, build_tokenizer, build_vae

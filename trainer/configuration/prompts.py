@@ -6,20 +6,29 @@ with `occupations_train`, nor `sports_test` with `sports`; training on a held-ou
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from ...shared.errors import FairAdapterError
-from ..portrait.phrases import PAPER_TEMPLATE, TEMPLATES
-from ..portrait.world import Phrase, build_world
 from .config import PromptSource
 from .settings import unknown
 
-GROUPS = {  # set -> group of the portrait model's world
+TEMPLATES = (  # {} is the noun phrase, e.g. "young black female violinist" or "friendly person"
+    "a photo of the face of a {}, a person",
+    "a photo of the face of a {}",
+    "a photo of a {}",
+    "a portrait of a {}",
+    "a headshot of a {}",
+    "a {}",
+)
+PAPER_TEMPLATE = TEMPLATES[0]
+GROUPS = {  # set -> group of names in sets.csv
     "occupations_train": "train",
     "occupations_validation": "validation",
     "occupations_test": "test",
@@ -74,9 +83,25 @@ SETS = (*GROUPS, OFF_TEMPLATE, *SENTENCES, *LARGE)
 
 
 @dataclass(frozen=True)
+class Name:
+    """A name of sets.csv, and how it stands in a prompt: "basketball", "person playing basketball"."""
+
+    group: str
+    name: str
+    phrase: str
+
+
+@cache
+def names(group: str) -> tuple[Name, ...]:
+    """The names of a group, in the order of sets.csv."""
+    with (FOLDER / "sets.csv").open(encoding="utf-8", newline="") as file:
+        return tuple(Name(**row) for row in csv.DictReader(file) if row["group"] == group)
+
+
+@dataclass(frozen=True)
 class Prompt:
     """text: what the model gets.  name: its occupation, sport, ... or the text itself.  set: it is from.
-    cue: index of the visible cue that the portrait model gives it, None where it has none."""
+    cue: index of the visible cue that the measured model gives it, None where it gives none."""
 
     text: str
     name: str
@@ -95,15 +120,14 @@ def read_prompts(source: PromptSource) -> list[Prompt]:
         if template.count("{}") != 1:
             raise FairAdapterError(f"template {template!r}: expected {{}} once, where the name goes")
     if source.set in GROUPS:
-        phrases = [p for p in build_world() if p.group == GROUPS[source.set]]
+        chosen = names(GROUPS[source.set])
         if source.set in SPLIT:
-            phrases = [p for i, p in enumerate(phrases) if (i + 1) % TEST_EVERY]
+            chosen = tuple(n for i, n in enumerate(chosen) if (i + 1) % TEST_EVERY)
         elif source.set.removesuffix("_test") in SPLIT:
-            phrases = phrases[TEST_EVERY - 1 :: TEST_EVERY]
-        return _of_phrases(phrases, source.templates or (PAPER_TEMPLATE,), source.set)
+            chosen = chosen[TEST_EVERY - 1 :: TEST_EVERY]
+        return _of_names(chosen, source.templates or (PAPER_TEMPLATE,), source.set)
     if source.set == OFF_TEMPLATE:
-        phrases = [p for p in build_world() if p.group == "test"]
-        return _of_phrases(phrases, source.templates or TEMPLATES[1:], source.set)
+        return _of_names(names("test"), source.templates or TEMPLATES[1:], source.set)
     if source.set in SENTENCES:
         return [Prompt(text, text, source.set) for text in SENTENCES[source.set]]
     if source.set in LARGE:
@@ -116,10 +140,9 @@ def read_prompts(source: PromptSource) -> list[Prompt]:
     ]
 
 
-def _of_phrases(phrases: Sequence[Phrase], templates: Sequence[str], name: str) -> list[Prompt]:
+def _of_names(chosen: Sequence[Name], templates: Sequence[str], name: str) -> list[Prompt]:
     return [
-        Prompt(p.prompt(template=templates[i % len(templates)]), p.text, name, p.cue)
-        for i, p in enumerate(phrases)
+        Prompt(templates[i % len(templates)].format(n.phrase), n.name, name) for i, n in enumerate(chosen)
     ]
 
 

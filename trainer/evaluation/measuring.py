@@ -19,14 +19,12 @@ from ..configuration.config import Config, ModelConfig
 from ..configuration.prompts import Prompt
 from ..families.adaptation import Adaptation
 from ..families.base import LATENT_FACTOR, ImageModel
-from ..families.loading import load_model
+from ..families.loading import load_base, load_model
 from ..instruments.encoders import TextAlignment, load_encoders, load_text_alignment
+from ..instruments.identity import fingerprint, weights_identity
 from ..instruments.observer import load_observer
-from ..portrait.card import FILE as CARD
 from ..running.processes import Processes
 from ..running.progress import Progress
-from ..training.bank import fingerprint, weights_identity
-from ..training.setup import load_base
 from .measures import summarise
 from .readings import Plan, Reader, Readings
 from .report import SHOWN, Measured
@@ -103,12 +101,11 @@ class Bench:
             self.judge.to(device)
         self.model = load_model(folder, device, dtype) if config is None else load_base(config, device)
         self.name = folder.name
-        self.cued = (folder / CARD).is_file()  # only a portrait model draws the cues of its world
         self.processes = processes
         self.identity = fingerprint(
             {"weights": weights_identity(self.model), "device": self.model.device.type}
         )
-        self.reader = Reader(self.observer, self.judge, instruments.cache, self.alignment)
+        self.reader = Reader(self.observer, self.judge, instruments.cache, self.alignment, self.model.cues)
         self.quiet = quiet
         self.seconds: dict[str, float] = {}
 
@@ -180,7 +177,8 @@ class Bench:
     ) -> dict[str, Any]:
         base = None if original is None else original.readings
         judges = () if self.judge is None else self.judge.attributes
-        prompts = prompts if self.cued else [replace(p, cue=None) for p in prompts]
+        cues = self.model.cues
+        prompts = [replace(p, cue=None if cues is None else cues.of(p.name)) for p in prompts]
         encoders = [encoder.identity for encoder in self.observer.encoders]
         figures = summarise(readings, prompts, self.attributes, target, base, judges, encoders)
         figures["encoders"] = encoders

@@ -29,12 +29,11 @@ from ...shared.images import to_bytes
 from ...shared.seeds import noise_seed
 from ...shared.tensor_file import write_bytes
 from ..configuration.prompts import Prompt
-from ..families.base import ImageModel
+from ..families.base import Cues, ImageModel
 from ..instruments.encoders import TextAlignment
+from ..instruments.identity import fingerprint
 from ..instruments.observer import Observer, View
-from ..portrait.world import recognise_cue
 from ..running.memory import halving
-from ..training.bank import fingerprint
 from .texture import skin_texture
 
 SALT = "evaluate"
@@ -63,7 +62,7 @@ class Readings:
     faces: (n, 128) unit face features, 0 without a face.
     features: (n, D) unit features of every image encoder side by side; widths: (E,) of each, empty for one.
     texts: (n,) cosine with the prompt in CLIP's space, empty if that was not asked for.
-    cues: (n,) cue recognised in the backdrop.  boxes: (n, 4) px, NaN without a face.
+    cues: (n,) cue recognised, -1 where the model draws none.  boxes: (n, 4) px, NaN without a face.
     pictures: (k, H, W, 3) uint8, the first k.
     texture: (n,) `skin_texture`, NaN without a face; empty in readings that were kept before it was measured.
     """
@@ -118,7 +117,7 @@ class Reader:
     """Draws and reads prompts with one observer and, if given, an independent classifier (`judge`).
 
     folder: where readings are kept between runs, or None.
-    alignment: compares pictures with their prompt, if given.
+    alignment: compares pictures with their prompt, if given.  cues: of the model, if it draws any.
     """
 
     def __init__(
@@ -127,8 +126,10 @@ class Reader:
         judge: AttributeClassifier | None = None,
         folder: Path | None = None,
         alignment: TextAlignment | None = None,
+        cues: Cues | None = None,
     ) -> None:
         self.observer, self.judge, self.folder, self.alignment = observer, judge, folder, alignment
+        self.cues = cues
         self.drawn = 0  # pictures drawn, not found on disk
         self._most = sys.maxsize  # pictures at a time, once memory ran out with more
 
@@ -204,6 +205,7 @@ class Reader:
         names = [a.name for a in self.observer.attributes]
         labels, probabilities = view.labels(), view.probabilities()
         encoded = [features.cpu().numpy() for features in self.observer.encode(images)]
+        cues = torch.full((len(images),), -1) if self.cues is None else self.cues.recognise(images)
         extra = {}
         if self.alignment is not None:
             extra["texts"] = self.alignment(images, text).cpu().numpy()
@@ -213,7 +215,7 @@ class Reader:
             judged=self._judge(members, faces, len(images)),
             faces=view.features.cpu().numpy(),
             features=np.concatenate(encoded or [np.zeros((len(images), 0), np.float32)], axis=1),
-            cues=recognise_cue(images).cpu().numpy(),
+            cues=cues.cpu().numpy(),
             boxes=view.boxes.cpu().numpy(),
             pictures=to_bytes(images[:kept]).permute(0, 2, 3, 1).cpu().numpy(),
             widths=np.array([part.shape[1] for part in encoded], np.int64),

@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
-import importlib.machinery
-import importlib.util
 import json
 import math
 import shutil
@@ -26,11 +24,6 @@ import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
-
-if "fair_adapter" not in sys.modules:  # the repository root under its one import name
-    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[2])]
-    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 import numpy as np
 import torch

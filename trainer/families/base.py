@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -57,6 +57,18 @@ class TextEncoder:
     lora: str | None
     first: int = 1
     length: int = 77
+
+
+class Cues(Protocol):
+    """What a model draws beside a person that tells which prompt it was given."""
+
+    def of(self, name: str) -> int | None:
+        """The cue of a prompt's name, None where it has none."""
+        ...
+
+    def recognise(self, images: Tensor) -> Tensor:
+        """Cues (N,) of pictures (N, 3, H, W) in [0, 1]."""
+        ...
 
 
 class ImageModel(ABC):
@@ -115,7 +127,9 @@ class ImageModel(ABC):
 class DiffusionModel(ImageModel):
     """The parts of a pipeline and how the core calls them.
 
-    architecture: as adapter files call it.  title: for people.  guidance_scale: usual for the family.
+    architecture: as adapter files call it.  title: for people.
+    guidance_scale: usual for the family, or what this very model says it works at.
+    cues: how to tell the prompts of its pictures, for a model that draws such cues.
     pipelines: diffusers classes that a model_index.json may name.
     marks: beginnings of keys that, together, only this family's complete single-file checkpoints have.
     file_parts: networks of such files.
@@ -126,7 +140,8 @@ class DiffusionModel(ImageModel):
 
     architecture: ClassVar[str]
     title: ClassVar[str]
-    guidance_scale: ClassVar[float]
+    guidance_scale: float
+    cues: ClassVar[Cues | None] = None
     pipelines: ClassVar[tuple[str, ...]]
     marks: ClassVar[tuple[str, ...]]
     file_parts: ClassVar[tuple[FilePart, ...]]

@@ -38,15 +38,14 @@ PROBE = 4  # steps by which a scheduler shows what it is
 
 @cache
 def families() -> tuple[type[DiffusionModel], ...]:
-    """Every family, subclasses after what they derive from."""
+    """Every family, whatever its file is called; each after the one that it derives from."""
     package = __package__ or ""
-    found: dict[str, type[DiffusionModel]] = {}
+    found: dict[type[DiffusionModel], None] = {}
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        names = importlib.import_module(f"{package}.{module.name}")
-        for _, kind in inspect.getmembers(names, inspect.isclass):
-            if issubclass(kind, DiffusionModel) and not inspect.isabstract(kind):
-                found[kind.architecture] = kind
-    return tuple(found.values())
+        members = inspect.getmembers(importlib.import_module(f"{package}.{module.name}"), inspect.isclass)
+        found |= {kind: None for _, kind in members if issubclass(kind, DiffusionModel)}
+    concrete = [kind for kind in found if not inspect.isabstract(kind)]
+    return tuple(sorted(concrete, key=lambda kind: (len(kind.__mro__), kind.__name__)))
 
 
 def load(
@@ -205,10 +204,11 @@ def _from_file(
 
 def family_of_keys(keys: frozenset[str], path: Path) -> type[DiffusionModel]:
     """The family of a single-file checkpoint by its keys. Raises FairAdapterError if it has none."""
-    whole = [kind for kind in families() if _has(keys, kind.marks)]
-    found = whole or [kind for kind in families() if _has(keys, kind.network_marks)]
+    known = [kind for kind in families() if "marks" in vars(kind)]  # others share those of their parent
+    whole = [kind for kind in known if _has(keys, kind.marks)]
+    found = whole or [kind for kind in known if _has(keys, kind.network_marks)]
     if found:
-        return found[0]
+        return found[-1]
     raise FairAdapterError(
         f"{path}: expected a complete checkpoint of {_titles()}, text encoders included, found none of their "
         "keys; choose a checkpoint, not a LoRA or a bare network"
@@ -261,4 +261,4 @@ def with_scheduler(model: DiffusionModel, name: str) -> None:
 
 
 def _titles() -> str:
-    return ", ".join(kind.title for kind in families())
+    return ", ".join(dict.fromkeys(kind.title for kind in families()))

@@ -1,7 +1,4 @@
-"""Stable Diffusion 1.x-like pipelines: one CLIP text encoder, a U-Net with cross-attention, a VAE.
-
-The portrait model in ``shared/portrait`` is one of them.
-"""
+"""Stable Diffusion 1.x-like pipelines: one CLIP text encoder, a U-Net with cross-attention, a VAE."""
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 # (diffusers annotates these wrongly)
@@ -26,8 +23,6 @@ from ...shared.sampling import Conditioning
 from ...shared.soft_prompt import masked_prompt_ids, prompt_ids, spliced
 from .base import DiffusionModel, Soft, TextEncoder
 from .file_parts import UNET_PART, VAE_PART, clip_part
-
-PORTRAIT = Path(__file__).resolve().parents[2] / "shared" / "portrait"
 
 
 @dataclass
@@ -64,7 +59,7 @@ class StableDiffusion(DiffusionModel):
     @classmethod
     def load(
         cls,
-        path: Path | str = PORTRAIT,
+        path: Path | str,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> StableDiffusion:

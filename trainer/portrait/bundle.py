@@ -13,9 +13,10 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from ..configuration.prompts import TEMPLATES
 from .card import PortraitCard
 from .models import build_scheduler, build_tokenizer
-from .phrases import AGE_WORDS, FILLERS, GENDER_WORDS, RACE_WORDS, TEMPLATES
+from .phrases import AGE_WORDS, FILLERS, GENDER_WORDS, RACE_WORDS
 from .pool import identity_gallery, load_sources, save_arrays
 from .stages import TextAndUNet
 from .world import build_world, write_table

@@ -11,8 +11,6 @@ seeds that depend on (prompt, index) only. Attributes are read by the default fa
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
-import importlib.util
 import json
 import sys
 import time
@@ -26,11 +24,6 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-if "fair_adapter" not in sys.modules:  # the repository root under its one import name
-    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[2])]
-    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
-
 from fair_adapter.shared.attributes import AGE, GENDER, RACE
 from fair_adapter.shared.classifiers.default import load as load_default
 from fair_adapter.shared.errors import FairAdapterError
@@ -38,11 +31,12 @@ from fair_adapter.shared.faces.detection import FaceDetector
 from fair_adapter.shared.faces.selection import align_largest
 from fair_adapter.shared.metrics import measure_bias, measure_joint
 from fair_adapter.shared.seeds import noise_seed
-from fair_adapter.trainer.families.stable_diffusion import PORTRAIT, StableDiffusion
+from fair_adapter.trainer.families.loading import weights_dtype
+from fair_adapter.trainer.families.portrait import PORTRAIT
+from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
 from fair_adapter.trainer.portrait.card import read_card
 from fair_adapter.trainer.portrait.pool import load_arrays
 from fair_adapter.trainer.portrait.world import Phrase, attribute_shares, build_world, recognise_cue
-from fair_adapter.trainer.training.setup import weights_dtype
 
 STEPS = 20
 ATTRIBUTES = (GENDER, RACE, AGE)

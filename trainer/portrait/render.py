@@ -12,25 +12,18 @@ CC0) and Blender's Python module (PyPI bpy, GPL-3.0) into DIR; --source NAME=PAT
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
-import importlib.util
 import sys
 import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-if "fair_adapter" not in sys.modules:  # the repository root under its one import name
-    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[2])]
-    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
-
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer.portrait.rendering import environment, folder, plan, sources
 from fair_adapter.trainer.portrait.rendering.pool import Workers
 from fair_adapter.trainer.running.progress import Progress
 
-VERSION = 2  # of the design and the looks; raised whenever a picture or label of an index changes
+VERSION = 1  # of the design and the looks; raised whenever a picture or label of an index changes
 LABELS_EVERY = 60.0  # seconds
 WORKER = Path(__file__).resolve().parent / "rendering/worker.py"
 

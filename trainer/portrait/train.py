@@ -13,16 +13,9 @@ two CPU cores: three hours. A stage whose result is there is skipped; delete the
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
-import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
-
-if "fair_adapter" not in sys.modules:  # the repository root under its one import name
-    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[2])]
-    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 import torch
 from diffusers import AutoencoderKL

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..configuration.prompts import PAPER_TEMPLATE, TEMPLATES
 from .phrases import (
     AGE_WORDS,
     CONTEXTS,
@@ -28,10 +29,8 @@ from .phrases import (
     FEMALE_LEANING,
     FILLERS,
     GENDER_WORDS,
-    PAPER_TEMPLATE,
     RACE_WORDS,
     SPORTS,
-    TEMPLATES,
     TEST,
     TRAIN,
     VALIDATION,

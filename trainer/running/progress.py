@@ -1,53 +1,16 @@
-"""Progress on the terminal: bar, time left, live loss and bias; a line now and then in pipes and files."""
+"""Progress on the terminal: bar, time left, figures beside it; a line now and then in pipes and files."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-import numpy as np
-
-from ...shared.attributes import TargetDistribution
-from ...shared.metrics import bias, target_error
-from ..training.loop import Outcome
-
 T = TypeVar("T")
-WINDOW = 20  # iterations whose mean is shown
+Say = Callable[[str], None]  # tells people a line
 LINE_EVERY = 20.0  # seconds between lines where there is no terminal
 PERIOD = 86400.0  # seconds
-
-
-def deviation(shares: np.ndarray, target: TargetDistribution, name: str) -> float:
-    """How far shares (K,) of an attribute are off: the paper's bias where classes should be equal, else the
-    mean distance to the target."""
-    if target.is_equal(name):
-        return float(bias(shares))
-    return float(target_error(shares, target.marginal(name)))
-
-
-class Running:
-    """Means over the last iterations."""
-
-    def __init__(self, window: int = WINDOW) -> None:
-        self._values: dict[str, deque[float]] = {}
-        self._window = window
-
-    def add(self, outcome: Outcome) -> dict[str, float]:
-        """Take an iteration in; {"loss": mean, attribute: mean deviation, ...}."""
-        values = {"loss": outcome.losses["total"]}
-        for name, shares in outcome.shares.items():
-            if shares:
-                values[name] = deviation(np.array(shares), outcome.target, name)
-        for name, value in values.items():
-            if np.isfinite(value):
-                self._values.setdefault(name, deque(maxlen=self._window)).append(value)
-        return self.means()
-
-    def means(self) -> dict[str, float]:
-        return {name: float(np.mean(values)) for name, values in self._values.items()}
 
 
 class Progress:
@@ -122,11 +85,6 @@ def tracked(items: Iterable[T], what: str, total: int, quiet: bool = False) -> I
         for item in items:
             yield item
             progress.advance()
-
-
-def figures(means: dict[str, float]) -> str:
-    """Running means in a few characters: "loss 1.234  gender .31  race .22"."""
-    return "  ".join(f"{name} {value:.3f}" for name, value in means.items())
 
 
 def _clock(seconds: float) -> str:

@@ -10,7 +10,6 @@ that another run on the same model finds them and no other model can.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,9 @@ from ...shared.errors import FairAdapterError
 from ...shared.preservation import OriginalFaces
 from ...shared.seeds import noise_seed
 from ...shared.tensor_file import read_tensors, serialise, write_bytes
-from ..families.base import DiffusionModel
 from ..instruments.observer import Observer
 from ..running.memory import MicroBatches
 
-VERSION = 1  # of what is kept
 SALT = "train"
 
 
@@ -185,27 +182,6 @@ class ReferenceBank:
             write_bytes(path, serialise(found.tensors(), {"entry": repr(entry)}), overwrite=True)
         except FairAdapterError as error:
             raise FairAdapterError(f"{error}, or set references.cache=null to keep them in memory") from error
-
-
-def fingerprint(facts: Mapping[str, Any]) -> str:
-    """24 hex digits over JSON facts: the name of a cache folder."""
-    text = json.dumps({"version": VERSION, **facts}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def weights_identity(model: DiffusionModel) -> str:
-    """24 hex digits over every weight and setting of the model's networks, scheduler and tokenizer."""
-    digest = hashlib.sha256()
-    for name, part in model.parts().items():
-        for key, value in sorted(part.state_dict().items()):
-            digest.update(f"{name} {key} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    settings = {k: v for k, v in model.scheduler.config.items() if not k.startswith("_")}
-    facts: list[Any] = [settings, model.vae.config["scaling_factor"]]
-    facts += [sorted(encoder.tokenizer.get_vocab().items()) for encoder in model.encoders]
-    facts += [model.facts()] if model.facts() else []
-    digest.update(json.dumps(facts, default=str).encode())
-    return digest.hexdigest()[:24]
 
 
 def _short_hash(key: Any) -> str:

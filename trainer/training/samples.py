@@ -17,8 +17,8 @@ from ...shared.images import to_pil
 from ...shared.seeds import noise_seed
 from ..configuration.prompts import Prompt, evenly, read_prompts
 from ..instruments.observer import Observer, View
-from ..running.progress import deviation
 from .loop import Training
+from .means import deviation
 
 SALT = "sample"
 CELL = 96  # px of a picture on the sheet

@@ -10,20 +10,12 @@ with the pictures' own camera and camera transform; the median individual typolo
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
-if "fair_adapter" not in sys.modules:  # the repository root under its one import name
-    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[3])]
-    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
-
 import bpy
+import numpy as np
 
 from fair_adapter.trainer.portrait.rendering import plan
 from fair_adapter.trainer.portrait.rendering.assets import Assets

@@ -9,19 +9,12 @@ Answers each number with one line of JSON: {"index": 3, "seconds": 1.2} (of the 
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import json
 import os
 import signal
 import sys
 import time
 from pathlib import Path
-
-if "fair_adapter" not in sys.modules:  # the repository root under its one import name
-    _spec = importlib.machinery.ModuleSpec("fair_adapter", None, is_package=True)
-    _spec.submodule_search_locations = [str(Path(__file__).resolve().parents[3])]
-    sys.modules["fair_adapter"] = importlib.util.module_from_spec(_spec)
 
 
 def one_core() -> None:
