@@ -54,6 +54,7 @@ class LinearSampler:
     prediction: "epsilon", "v_prediction" or "flow".
     noise_per_output: (T,), d eps / d o: 1 for epsilon, alpha_t for v_prediction, 1 for flow, whose
         velocity stands as it is.
+    signal: (T,), share of the image in what the network sees: alpha_t, or 1 - sigma_t for flow.
     ladder: (T,) the DDPM coefficients sqrt(abar_t) sqrt(1 - abar_t) / (1 - alpha_t) over their geometric
         mean, the gradient factor of the authors' release; None for models without a DDPM ladder.
     """
@@ -66,6 +67,7 @@ class LinearSampler:
     initial_scale: float
     prediction: str
     noise_per_output: Tensor
+    signal: Tensor
     ladder: Tensor | None
 
     @property
@@ -77,6 +79,16 @@ class LinearSampler:
     def direct(self) -> Tensor:
         """(T,) d z_0 / d o_t with every z_t held fixed: A_t of the paper up to sign."""
         return self.gain[-1]
+
+    def predicted_image(self, k: int, latents: Tensor, output: Tensor) -> Tensor:
+        """The z_0 that the network's output of step k tells of the latents z_k; both (N, ...)."""
+        seen, share = latents * float(self.input_scale[k]), float(self.signal[k])
+        if self.prediction == "flow":
+            return seen - (1 - share) * output
+        noise = (1 - share**2) ** 0.5
+        if self.prediction == "v_prediction":
+            return share * seen - noise * output
+        return (seen - noise * output) / share
 
 
 def linear_sampler(scheduler: Any, steps: int, **timestep_options: Any) -> LinearSampler:
@@ -114,6 +126,7 @@ def linear_sampler(scheduler: Any, steps: int, **timestep_options: Any) -> Linea
         raise FairAdapterError(
             f"{name} is not linear in the network's output{_suspects(scheduler)}; {USABLE}"
         )
+    signal = _signal(scheduler, prediction, timesteps)
     return LinearSampler(
         name=name,
         timesteps=timesteps,
@@ -122,7 +135,8 @@ def linear_sampler(scheduler: Any, steps: int, **timestep_options: Any) -> Linea
         input_scale=scales,
         initial_scale=float(getattr(scheduler, "init_noise_sigma", 1.0)),
         prediction=prediction,
-        noise_per_output=_noise_per_output(scheduler, prediction, timesteps),
+        noise_per_output=signal if prediction == "v_prediction" else torch.ones_like(signal),
+        signal=signal,
         ladder=_ladder(scheduler, timesteps) if prediction == "epsilon" else None,
     )
 
@@ -171,9 +185,9 @@ def prediction_of(scheduler: Any) -> str:
     )
 
 
-def _noise_per_output(scheduler: Any, prediction: str, timesteps: Tensor) -> Tensor:
-    if prediction != "v_prediction":
-        return torch.ones(len(timesteps), dtype=torch.float64)
+def _signal(scheduler: Any, prediction: str, timesteps: Tensor) -> Tensor:
+    if prediction == "flow":
+        return 1.0 - timesteps.double() / scheduler.config["num_train_timesteps"]
     if hasattr(scheduler, "sigmas"):
         sigmas = torch.as_tensor(scheduler.sigmas).double().cpu()[: len(timesteps)]
         return 1.0 / torch.sqrt(1.0 + sigmas**2)

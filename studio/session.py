@@ -17,9 +17,7 @@ from torch import Tensor
 
 from ..shared.adapter import AdapterWeights
 from ..shared.adapter_info import BaseModel
-from ..shared.errors import FairAdapterError
-from ..shared.sampling import guided_output, network_inputs, next_latents
-from ..shared.schedulers import LinearSampler
+from ..shared.sampling import rollout
 from ..shared.seeds import starting_noise
 
 PORTRAIT = Path(__file__).resolve().parents[1] / "shared" / "portrait"
@@ -83,8 +81,13 @@ class PortraitSession:
                 source = model if adaptation is None else adaptation
                 options = {"negative": negative}
                 guidance = source.guidance(list(prompts), scale, **options)
-                latents = _rollout(source.denoise, sampler, noise, guidance, model.scheduler, on_step)
-            return self.decode(latents)
+
+                def tell(k: int, _: Tensor, predicted: Tensor) -> None:
+                    if on_step is not None:
+                        on_step(k, sampler.steps, predicted)
+
+                trajectory = rollout(source.denoise, sampler, noise, guidance, callback=tell)
+            return self.decode(trajectory.final)
 
     def _adapted(self, weights: AdapterWeights | None) -> Any:
         if weights is None or not (weights.soft or weights.lora):
@@ -92,33 +95,3 @@ class PortraitSession:
         from ..trainer.families.adaptation import Adaptation
 
         return Adaptation.from_weights(self.model, weights)
-
-
-def _rollout(
-    denoise: Any, sampler: LinearSampler, noise: Tensor, guidance: Any, scheduler: Any, on_step: Step | None
-) -> Tensor:
-    """The core's rollout, which also shows the prediction of every step."""
-    start = latents = noise * sampler.initial_scale
-    outputs: list[Tensor] = []
-    everyone = torch.arange(len(noise), device=noise.device)
-    for k in range(sampler.steps):
-        inputs, timesteps = network_inputs(sampler, k, latents)
-        outputs.append(guided_output(denoise, inputs, timesteps, guidance, everyone, len(noise)))
-        if on_step is not None:
-            x0 = predicted_clean(sampler, scheduler, k, latents, outputs[-1])
-            on_step(k + 1, sampler.steps, x0)
-        latents = next_latents(sampler, k + 1, start, outputs)
-    return latents
-
-
-def predicted_clean(
-    sampler: LinearSampler, scheduler: Any, k: int, latents: Tensor, output: Tensor
-) -> Tensor:
-    """x_0 = (z - sqrt(1 - abar) eps) / sqrt(abar), for variance-preserving latents and predicted noise."""
-    if sampler.prediction != "epsilon":
-        raise FairAdapterError(
-            f"studio: expected a model that predicts noise, found one that predicts {sampler.prediction}"
-        )
-    kept = float(scheduler.alphas_cumprod[int(sampler.timesteps[k])])
-    scaled = latents * float(sampler.input_scale[k])  # what the network saw is on the scale of abar
-    return (scaled - (1 - kept) ** 0.5 * output) / kept**0.5

@@ -122,13 +122,40 @@ def test_trajectory_keeps_every_latent_and_no_graph():
     world, seen = TinyWorld(), []
     sampler = linear_sampler(make("ddim"), 5)
     trajectory = rollout(
-        world.network, sampler, world.noise, world.guidance(), callback=lambda k, z: seen.append(k)
+        world.network, sampler, world.noise, world.guidance(), callback=lambda k, z, x0: seen.append(k)
     )
     assert trajectory.latents.shape == (6, *world.noise.shape) and not trajectory.latents.requires_grad
     assert torch.equal(trajectory.latents[0], world.noise) and torch.equal(
         trajectory.final, trajectory.latents[-1]
     )
     assert seen == [1, 2, 3, 4, 5] and trajectory.sampler is sampler
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_callback_is_told_the_image_that_the_network_believes_in(kind):
+    """A network that knows one image alone, by the ladder's own noise levels, predicts it at every step."""
+    image = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    kept = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    ladder = np.sqrt((1 - kept) / kept)
+    sampler, told = linear_sampler(make(kind), 12), []
+
+    def network(inputs, timesteps, conditioning):
+        t = float(timesteps[0])
+        if sampler.prediction == "flow":
+            return (inputs - image) / (t / 1000)
+        sigma = np.exp(np.interp(t, np.arange(1000), np.log(ladder)))
+        share = float(1 / (1 + sigma**2) ** 0.5)
+        found = (inputs - share * image) / (1 - share**2) ** 0.5
+        return share * found - (1 - share**2) ** 0.5 * image if "v" in sampler.prediction else found
+
+    guidance = Guidance({"text": torch.zeros(1, 1)})
+    rollout(network, sampler, noise, guidance, callback=lambda k, z, x0: told.append(x0))
+    assert len(told) == sampler.steps
+    for t, x0 in zip(sampler.timesteps.round().long().tolist(), told):
+        # DPM-Solver tells the network the nearest rung of Karras' noise levels, half a rung off at most
+        rung = 0.5 * max(np.diff(ladder[max(t - 1, 0) : t + 2])) if kind == "dpm++ 2 karras" else 0.0
+        assert float((x0 - image).norm() / image.norm()) < 1e-5 + 1.5 * rung
 
 
 def test_micro_batches_of_the_rollout_change_nothing():
