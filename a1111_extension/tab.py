@@ -19,6 +19,7 @@ from ..shared.faces import least_face
 from ..shared.images import image_files, open_image, other_files, to_tensor
 from ..shared.library import AdapterSummary
 from ..shared.statistics import FairnessStatistics
+from ..shared.switches import apart
 from . import views
 from .injection import NativeStore
 from .records import RecordFilter
@@ -280,7 +281,8 @@ def analyse(
             except FairAdapterError as error:
                 lost.append(f"left out: {str(error).replace(str(path), path.name)}")
                 continue
-            faces = reader.read(to_tensor(image)[None])[0]
+            with apart():  # the host may be sampling
+                faces = reader.read(to_tensor(image)[None])[0]
             statistics.add([faces])
             if not faces:
                 faceless.append(least_face(image.height, image.width))

@@ -26,6 +26,7 @@ from ..shared.attributes import TargetDistribution
 from ..shared.drawing import data_url
 from ..shared.errors import FairAdapterError
 from ..shared.live import RELIABLE_FROM, Cancelled, LiveBars, LiveFrame
+from ..shared.switches import OwnNumbers
 from . import host
 
 EVENT = "fair_adapter.live"
@@ -82,7 +83,8 @@ def begin(patcher: Any, watch: Watch) -> LiveBars | None:
         send({"node": watch.node, "error": reason})
 
     try:
-        decode, sharp = make_decoder(watch, patcher)
+        with OwnNumbers():  # a network that is made here takes none from the sampler
+            decode, sharp = make_decoder(watch, patcher)
         return LiveBars(
             host.reader("default"),
             decode,

@@ -1,9 +1,10 @@
 """Attribute bars of unfinished pictures: what a sampler is about to draw, read while it draws.
 
-A sampler's prediction of the finished latent (x_0) is decoded, read and drawn by one worker thread. The
-sampler only hands over a copy and goes on: there is room for one waiting frame, and a newer one takes its
-place, so that a slow decoder costs frames and never time. Whatever fails in the worker ends the bars, not the
-generation; the first failure is kept in `error` and logged once.
+A sampler's prediction of the finished latent (x_0) is decoded, read and drawn by one worker thread, `apart`
+from everything else: the finished picture is the same to the last bit as without bars. The sampler only hands
+over a copy and goes on: there is room for one waiting frame, and a newer one takes its place, so that a slow
+decoder costs frames and never time. Whatever fails in the worker ends the bars, not the generation; the first
+failure is kept in `error` and logged once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .bars import FaceBars
 from .errors import FairAdapterError, reason
 from .images import to_pil
 from .reader import FaceReader
+from .switches import apart
 
 EVERY = 3  # steps between two frames
 RELIABLE_FROM = 0.4  # share of the steps before which a prediction is too blurred to be read
@@ -192,7 +194,8 @@ class LiveBars:
                     return
                 frame, self._waiting = self._waiting, None
             try:
-                self._show(self._frame(*frame))
+                with apart():  # the sampler goes on beside it
+                    self._show(self._frame(*frame))
             except Cancelled:
                 return self.close(0.0)
             except Exception as error:  # whatever it is: a preview must never end a generation

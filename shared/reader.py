@@ -19,6 +19,7 @@ from .bars import CERTAIN, FaceBars, read_bars
 from .classifiers import AttributeClassifier, load_classifier
 from .errors import FairAdapterError
 from .faces import Face, FaceDetector, align_all, align_largest
+from .switches import OwnNumbers
 
 CHUNK = 32  # faces classified at a time; bounds the memory
 
@@ -33,7 +34,9 @@ class _Chain:
     def load(self) -> tuple[FaceDetector, AttributeClassifier]:
         with self.lock:
             if self._parts is None:
-                with torch.inference_mode(False):  # weights made in a host's inference mode would stay in it
+                # Weights made in a host's inference mode would stay in it; the numbers they are made with are
+                # not taken from a sampler.
+                with torch.inference_mode(False), OwnNumbers():
                     classifier = load_classifier(self.classifier).to(self.device)  # type: ignore[attr-defined]
                     self._parts = FaceDetector(), classifier
             return self._parts

@@ -6,6 +6,8 @@ import pytest
 from PIL import Image
 
 from fair_adapter.a1111_extension.service import FairService
+from fair_adapter.shared.reader import FaceReader
+from fair_adapter.shared.switches import is_apart
 from fair_adapter.tests.fixture_faces import FOLDER
 
 pytest.importorskip("gradio")
@@ -27,3 +29,10 @@ def test_a_folder_is_read_to_its_end_and_what_is_left_out_is_said(tmp_path: Path
     )
     assert html.count("left out: a") == tab.TOLD and "left out: a00.jpg: expected a complete image" in html
     assert "2 more" in html and "left out as no pictures: 1 .heic" in html and str(tmp_path) not in html
+
+
+def test_pictures_are_read_apart_from_what_the_host_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    service, read, found = FairService([]), FaceReader.read, []
+    monkeypatch.setattr(FaceReader, "read", lambda *given: found.append(is_apart()) or read(*given))
+    html, _ = tab.analyse(service, [FOLDER / "male_black_0.jpg"], "")
+    assert found == [True] and "1 pictures" in html and not is_apart()
