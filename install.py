@@ -348,6 +348,7 @@ def show_alias(python: Path) -> None:
 def test(python: Path, arguments: list[str]) -> int:
     """ruff, pyright, then pytest with `arguments`; all three run, the first failure's status is returned."""
     show_alias(python)
+    call(python, ROOT / "tests" / "early.py")
     statuses = {
         "ruff": call(python, "-m", "ruff", "check", "."),
         "pyright": call(python, "-m", "pyright", "--pythonpath", python),

@@ -38,7 +38,24 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--webui", metavar="DIR", help="run the a1111 browser scenario in this installation")
+    parser.addoption(
+        "--webui", metavar="DIR", help="run the a1111 browser scenario in this installation (--webui=DIR)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--webui") is not None and config.rootpath != _ROOT:
+        from fair_adapter.tests.early import REMEDY
+
+        raise pytest.UsageError(REMEDY)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--webui=DIR` the scenario for an installation is all that runs."""
+    if config.getoption("--webui") is not None:
+        chosen = [item for item in items if "webui_or_real" in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
 
 
 @pytest.hookimpl(optionalhook=True)

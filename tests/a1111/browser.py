@@ -37,8 +37,11 @@ def require(*packages: str) -> None:
 
 
 @contextmanager
-def opened(url: str, dark: bool = False) -> Iterator[Any]:
-    """A page of ours; its console errors are in `page.errors`, `page.settle()` waits for the server."""
+def opened(url: str, dark: bool = False, ours: bool = True) -> Iterator[Any]:
+    """A page; its console errors are in `page.errors`, `page.settle()` waits for the server.
+
+    ours: with this extension's JavaScript, which the hosts serve as a file of its own.
+    """
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -46,6 +49,8 @@ def opened(url: str, dark: bool = False) -> Iterator[Any]:
         page = browser.new_page(viewport=SIZE, color_scheme="dark" if dark else "light")
         page.set_default_timeout(60_000)
         page.route("**/*", lambda route: route.continue_() if _local(route.request.url) else route.abort())
+        if not ours:
+            page.route("**/javascript/fair_adapter.js*", lambda route: route.abort())
         page.errors = []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.settle = Settle(page)
@@ -119,6 +124,11 @@ class Webui:
         field.fill(value)
         field.blur()
         self.page.settle()
+
+    def small(self, steps: int, batch: int) -> None:
+        """Settings that a CPU draws in seconds; the hosts open at 512 x 512."""
+        for name, value in (("width", 128), ("height", 128), ("steps", steps), ("batch_size", batch)):
+            self.type_number(f"txt2img_{name}", value)
 
     def generate(self, wait: bool = True) -> None:
         before = self.page.locator("#html_info_txt2img").first.inner_html()

@@ -1,4 +1,4 @@
-"""Running hosts: the stand-in under each gradio, or with `--webui DIR` a real installation."""
+"""Running hosts: the stand-in under each gradio, or with `--webui=DIR` a real installation."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,11 +54,14 @@ def webui_or_real(request: pytest.FixtureRequest) -> lab.Server:
 
 @pytest.fixture(scope="session")
 def real(request: pytest.FixtureRequest) -> Iterator[lab.Server]:
-    """The installation that `--webui DIR` names, with the extension and the portrait model added to it."""
-    server = lab.start_real(Path(request.config.getoption("--webui")))
-    yield server
-    server.stop()
-    lab.clean_real(server.root)
+    """The installation that `--webui=DIR` names, with the extension and the portrait model added to it."""
+    root = Path(request.config.getoption("--webui")).expanduser().resolve()
+    try:
+        server = lab.start_real(root)
+        yield server
+        server.stop()
+    finally:
+        lab.clean_real(root)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -132,6 +132,7 @@ class Server:
     root: Path
     process: subprocess.Popen | None = None
     log: Path | None = None
+    adapter: str = "gender-words.safetensors"  # of words, below models/fair_adapters
 
     def call(self, path: str, body: dict | None = None, headers: dict[str, str] | None = None) -> dict:
         """JSON answer of a route; an HTTP error comes back as {"status": code, ...}."""
@@ -181,8 +182,17 @@ def start(python: Path, root: Path, kind: str, timeout: float = 180, **more: str
 # ---- a real installation
 
 MARK = "fair-adapter-under-test"  # what we add there bears this name, and goes again
-ADAPTER = Path("models", "fair_adapters", "gender-words.safetensors")
+ADAPTER = Path("models", "fair_adapters", f"{MARK}.safetensors")
 OPTIONS = ("--api", "--skip-torch-cuda-test", "--no-half", "--no-half-vae", "--disable-nan-check")
+
+
+def add_extension(root: Path) -> None:
+    """A link to this repository among the extensions, unless one of them, of any name, is Fair Adapter."""
+    folder, ours = root / "extensions", Path("a1111_extension", "script.py")
+    if any((entry / ours).is_file() for entry in folder.iterdir()):
+        return
+    (folder / MARK).unlink(missing_ok=True)  # of a run that was cut off, and leads nowhere now
+    (folder / MARK).symlink_to(ROOT, target_is_directory=True)
 
 
 def start_real(root: Path, timeout: float = 900) -> Server:
@@ -193,7 +203,7 @@ def start_real(root: Path, timeout: float = 900) -> Server:
     """
     if not (root / "launch.py").is_file():
         raise AssertionError(
-            f"--webui {root}: expected the folder of AUTOMATIC1111 or Forge, found no launch.py"
+            f"--webui={root}: expected the folder of AUTOMATIC1111 or Forge, found no launch.py"
         )
     forge = (root / "modules_forge").is_dir()
     from fair_adapter.tests.a1111.adapters import words_adapter
@@ -202,7 +212,7 @@ def start_real(root: Path, timeout: float = 900) -> Server:
     words.write(root / ADAPTER, overwrite=True)
     own = root / "venv" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     python = os.environ.get("FAIR_ADAPTER_WEBUI_PYTHON") or (str(own) if own.exists() else sys.executable)
-    (root / "extensions" / MARK).symlink_to(ROOT, target_is_directory=True)
+    add_extension(root)
     command = [python, "launch.py", *OPTIONS]
     if not forge:
         from fair_adapter.trainer.portrait.single_file import write_single_file
@@ -218,7 +228,9 @@ def start_real(root: Path, timeout: float = 900) -> Server:
         process = subprocess.Popen(
             [*command, "--port", str(port)], stdout=out, stderr=subprocess.STDOUT, cwd=root
         )
-    server = Server(f"http://127.0.0.1:{port}", "forge" if forge else "a1111", root, process, log)
+    server = Server(
+        f"http://127.0.0.1:{port}", "forge" if forge else "a1111", root, process, log, ADAPTER.name
+    )
     deadline = time.monotonic() + timeout
     while True:
         try:

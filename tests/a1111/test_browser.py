@@ -1,10 +1,11 @@
 """The artist's way through a webui in headless Chromium: enable, move a slider, generate, look, paste, read.
 
-Screenshots go to `.lab/screenshots/`. With `--webui DIR` the same scenario runs in a real installation.
+Screenshots go to `.lab/screenshots/`. With `--webui=DIR` the same scenario runs in a real installation.
 """
 
 import base64
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,24 +21,47 @@ P = browser.PREFIX
 
 
 @pytest.fixture
-def page(webui_or_real: lab.Server) -> Iterator[Any]:
+def foreign(webui_or_real: lab.Server, request: pytest.FixtureRequest) -> set[str]:
+    """Errors that a real host's page raises, when it opens and draws, without our script."""
     browser.require()
+    if not request.config.getoption("--webui"):
+        return set()  # the stand-in has none
+    with browser.opened(webui_or_real.url, ours=False) as opened:
+        webui = browser.Webui(opened)
+        webui.small(steps=4, batch=1)
+        webui.fill("txt2img_prompt", "a tree")
+        webui.generate()
+        opened.settle()
+        opened.wait_for_timeout(1000)  # what follows the last answer
+        return set(opened.errors)
+
+
+@pytest.fixture
+def page(webui_or_real: lab.Server, foreign: set[str]) -> Iterator[Any]:
     with browser.opened(webui_or_real.url, dark=webui_or_real.kind == "forge") as opened:
         yield opened
 
 
-def test_an_artists_way_through_the_page(webui_or_real: lab.Server, page: Any) -> None:
+def ours(said: str) -> list[str]:
+    """Tracebacks in a host's log that lead through this extension; hosts have some of their own."""
+    found = re.findall(r"Traceback \(most recent call last\)(?:.|\n)*?\n(?=\S).*", said)
+    return [text for text in found if "a1111_extension" in text or "fair_adapter" in text]
+
+
+def test_an_artists_way_through_the_page(webui_or_real: lab.Server, page: Any, foreign: set[str]) -> None:
+    begun = len(webui_or_real.said())
     server, shots = webui_or_real, SHOTS / webui_or_real.kind
     webui = browser.Webui(page)
     webui.open_accordion()
-    webui.choose(f"{P}adapter", "gender-words.safetensors")
+    webui.choose(f"{P}adapter", server.adapter)
     move_slider(webui, page)
     shot = shots / "accordion.png"
     webui.shot(shot)
     live_bars(server, webui, page, shots)
     panel_and_paste(webui, page, shots)
     the_tab(server, webui, page, shots)
-    assert page.errors == [] and "Traceback" not in server.said()
+    assert [error for error in page.errors if error not in foreign] == []
+    assert "Traceback" not in server.said()[begun:] and ours(server.said()) == []
 
 
 def move_slider(webui: browser.Webui, page: Any) -> None:
@@ -59,8 +83,7 @@ def move_slider(webui: browser.Webui, page: Any) -> None:
 
 def live_bars(server: lab.Server, webui: browser.Webui, page: Any, shots: Path) -> None:
     webui.fill("txt2img_prompt", "a portrait of a doctor")
-    for name, value in (("steps", 30), ("batch_size", 4)):
-        webui.type_number(f"txt2img_{name}", value)
+    webui.small(steps=20, batch=4)
     before = page.locator("#html_info_txt2img").first.inner_html()
     webui.generate(wait=False)
     drawn = (
@@ -81,7 +104,9 @@ def panel_and_paste(webui: browser.Webui, page: Any, shots: Path) -> None:
     page.wait_for_selector("#fair_panel_txt2img .fair-tiles img")
     panel = page.locator("#fair_panel_txt2img").first
     assert panel.locator("figure").count() == 4
-    assert "female:80, male:20" in panel.inner_text() and "of 80%" in panel.inner_text()
+    assert "female:80, male:20" in panel.inner_text()
+    # Forge keeps its own checkpoint, which may draw nothing that is a face at this size.
+    assert re.search("of 80%|^0 of 4 pictures", panel.inner_text(), re.MULTILINE)
     page.screenshot(path=shots / "panel.png", full_page=True)
     webui.fill(f"{P}target", "gender=50/50")
     page.wait_for_function(
@@ -103,13 +128,14 @@ def exported_tokens(server: lab.Server, webui: browser.Webui, page: Any) -> None
     page.locator("#fair_export").first.click()
     said = "text => document.querySelector('#fair_export_result').innerText.includes(text)"
     page.wait_for_function(said, arg=f"put {lab.MARK} first")
-    fair = {"adapter": "gender-words.safetensors", "target": "gender=80/20"}
+    fair = {"adapter": server.adapter, "target": "gender=80/20"}
     requests = [
         {"prompt": f"{lab.MARK} a portrait"},
         {"prompt": "a portrait", "alwayson_scripts": {"Fair Adapter": {"args": [fair]}}},
         {"prompt": "a portrait"},
     ]
-    drawn = [server.call("/sdapi/v1/txt2img", {**r, "steps": 4, "seed": 3})["images"][0] for r in requests]
+    small = {"steps": 4, "seed": 3, "width": 128, "height": 128}
+    drawn = [server.call("/sdapi/v1/txt2img", {**r, **small})["images"][0] for r in requests]
     typed, ours, base = (Image.open(io.BytesIO(base64.b64decode(text))).tobytes() for text in drawn)
     assert typed == ours != base
 
@@ -117,7 +143,7 @@ def exported_tokens(server: lab.Server, webui: browser.Webui, page: Any) -> None
 def the_tab(server: lab.Server, webui: browser.Webui, page: Any, shots: Path) -> None:
     webui.tab("Fair Adapter")
     page.wait_for_selector("#fair_library_table td")
-    webui.choose("fair_library_choice", "gender-words.safetensors")
+    webui.choose("fair_library_choice", server.adapter)
     page.wait_for_selector("#fair_library_card .fair-evaluation")
     webui.shot(shots / "library.png")
     exported_tokens(server, webui, page)

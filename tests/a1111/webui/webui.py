@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 import gradio as gr
 import networks
-from modules import api, script_callbacks, scripts, shared, ui
+from modules import api, paths, script_callbacks, scripts, shared, ui
 
 HERE = Path(__file__).resolve().parent
 
@@ -21,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 def inject_assets():
     """Extensions' javascript/*.js and style.css into the page, as the hosts do."""
     javascript = [(HERE / "modules" / "page.js").read_text(encoding="utf-8")]
+    javascript += [(HERE / "modules" / "own_errors.js").read_text(encoding="utf-8")] if paths.WHOLE else []
     styles = []
     for folder in sorted((ROOT / "extensions").iterdir()):
         files = sorted((folder / "javascript").glob("*.js"))

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,8 @@ def denoise(p, noise, cond, uncond, start, strength):
 def _guided(p, x, sigma, timestep, cond, uncond, total):
     """Prediction of the clean latents, with the callbacks of a step."""
     step = shared.state.sampling_step
+    if paths.WHOLE and p.width * p.height >= 512 * 512:
+        time.sleep(paths.SLOW_STEP)
     doubled = torch.cat([x, x])
     parameters = script_callbacks.CFGDenoiserParams(doubled, None, sigma, step, total, cond, uncond)
     script_callbacks.call("cfg_denoiser", parameters)

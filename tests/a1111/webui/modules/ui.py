@@ -3,7 +3,7 @@
 import html
 
 import gradio as gr
-from modules import infotext_utils, script_callbacks, scripts, shared
+from modules import infotext_utils, paths, script_callbacks, scripts, shared
 from modules.api import queue_lock
 from modules.processing import StableDiffusionProcessing, process_images
 
@@ -18,12 +18,12 @@ def made(runner, component, elem_id):
 
 
 def generate(runner, tab):
-    def run(prompt, negative, steps, scale, size, count, batch, seed, hires, image, mask, *script_args):
+    def run(prompt, negative, steps, scale, width, height, count, batch, seed, hires, image, mask, *own_args):
         with queue_lock:
             p = StableDiffusionProcessing(
-                prompt, negative, steps, scale, size, size, count, batch, seed, enable_hr=bool(hires),
+                prompt, negative, steps, scale, width, height, count, batch, seed, enable_hr=bool(hires),
                 init_images=[image] if image is not None else [], mask=mask,
-                script_args=[None, *script_args], runner=runner,
+                script_args=[None, *own_args], runner=runner,
             )  # fmt: skip
             shared.state.begin("task")
             try:
@@ -110,7 +110,9 @@ def build_tab(tab, runner):
             with gr.Row():
                 steps = gr.Slider(1, 60, value=20, step=1, label="Steps", elem_id=f"{tab}_steps")
                 scale = gr.Slider(1, 12, value=2.0, step=0.5, label="CFG scale", elem_id=f"{tab}_cfg_scale")
-                size = gr.Slider(64, 256, value=128, step=64, label="Size", elem_id=f"{tab}_width")
+                size = {"minimum": 64, "maximum": 2048, "value": paths.DEFAULT_SIZE, "step": 8}
+                width = gr.Slider(**size, label="Width", elem_id=f"{tab}_width")
+                height = gr.Slider(**size, label="Height", elem_id=f"{tab}_height")
             with gr.Row():
                 count = gr.Slider(1, 8, value=1, step=1, label="Batch count", elem_id=f"{tab}_batch_count")
                 batch = gr.Slider(1, 8, value=1, step=1, label="Batch size", elem_id=f"{tab}_batch_size")
@@ -129,7 +131,7 @@ def build_tab(tab, runner):
             name = f"generation_info_{tab}"
             information = made(runner, gr.Textbox(visible=False, elem_id=name), name)
     nothing = gr.State(None)
-    inputs = [prompt, negative, steps, scale, size, count, batch, seed, hires]
+    inputs = [prompt, negative, steps, scale, width, height, count, batch, seed, hires]
     inputs += [image or nothing, mask or nothing]
     submit.click(generate(runner, tab), [*inputs, *controls], [gallery, info, log, information])
     interrupt.click(shared.state.interrupt, [], [], queue=False)
