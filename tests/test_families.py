@@ -37,7 +37,7 @@ from fair_adapter.shared.lora import LoraSet, peft_tensors
 from fair_adapter.shared.quiet import quiet
 from fair_adapter.shared.sampling import rollout
 from fair_adapter.shared.seeds import starting_noise
-from fair_adapter.tests.tiny_checkpoint import write_checkpoint
+from fair_adapter.tests.tiny_checkpoint import write_checkpoint, write_sd1
 from fair_adapter.tests.tiny_families import LADDER, NAMES, pipeline, tiny
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
 from fair_adapter.trainer import export
@@ -49,7 +49,6 @@ from fair_adapter.trainer.families.portrait import PORTRAIT
 from fair_adapter.trainer.families.registry import families, family_of_keys, load, with_scheduler
 from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
 from fair_adapter.trainer.families.stable_diffusion_xl import StableDiffusionXL
-from fair_adapter.trainer.portrait.single_file import write_single_file
 
 SPACE = TargetSpace(TargetDistribution.parse("gender=50/50"), "cells", {"gender": {"female": (0.1, 0.9)}})
 ROOT = Path(__file__).resolve().parents[1]
@@ -356,7 +355,7 @@ def test_checkpoints_are_recognised_by_their_keys(tmp_path: Path) -> None:
 
 def test_a_single_file_is_the_folder_that_it_was_made_of(tmp_path: Path) -> None:
     folder, file = write_tiny_pipeline(tmp_path / "pipeline", layers=2), tmp_path / "model.safetensors"
-    write_single_file(folder, file)
+    write_sd1(folder, file)
     one, other = load(folder), load(file, config=str(folder))
     assert type(other) is StableDiffusion and one.describe("x") == other.describe("x")
     for name, part in one.parts().items():  # the file is in float16

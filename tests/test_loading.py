@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.tests.tiny_checkpoint import write_sd3
+from fair_adapter.tests.tiny_checkpoint import write_sd1, write_sd3
 from fair_adapter.tests.tiny_families import pipeline
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
 from fair_adapter.trainer import evaluate
@@ -20,7 +20,6 @@ from fair_adapter.trainer.evaluation import command
 from fair_adapter.trainer.families.base import DiffusionModel
 from fair_adapter.trainer.families.loading import load_base
 from fair_adapter.trainer.families.registry import load
-from fair_adapter.trainer.portrait.single_file import write_single_file
 
 PROMPTS = ["a photo of the face of a doctor, a person", "a nurse"]
 
@@ -145,7 +144,7 @@ def test_a_mistyped_file_is_no_hub_id(name: str, tmp_path: Path) -> None:
 def test_old_folders_name_classes_that_are_gone(tmp_path: Path) -> None:
     """runwayml's model_index.json: a feature extractor and a safety checker, neither of which is used."""
     folder, file = write_tiny_pipeline(tmp_path / "pipeline", layers=2), tmp_path / "model.safetensors"
-    write_single_file(folder, file)
+    write_sd1(folder, file)
     index = json.loads((folder / "model_index.json").read_text())
     index["feature_extractor"] = ["transformers", "CLIPFeatureExtractor"]
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]

@@ -14,13 +14,12 @@ from diffusers import EDMEulerScheduler, PNDMScheduler
 from safetensors.torch import load_file, save_file
 
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.tests.tiny_checkpoint import write_checkpoint, write_sd3
+from fair_adapter.tests.tiny_checkpoint import write_checkpoint, write_sd1, write_sd3
 from fair_adapter.tests.tiny_families import pipeline
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
 from fair_adapter.trainer.configuration.config import ModelConfig
 from fair_adapter.trainer.families.loading import load_base
 from fair_adapter.trainer.families.registry import load
-from fair_adapter.trainer.portrait.single_file import write_single_file
 
 Files = dict[str, tuple[Path, Path]]
 
@@ -33,7 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
         place = tmp_path_factory.mktemp(name)
         folder, file = place / "folder", place / "model.safetensors"
         if name == "sd1":
-            write_single_file(write_tiny_pipeline(folder, layers=2), file)
+            write_sd1(write_tiny_pipeline(folder, layers=2), file)
         else:
             made = pipeline(name)
             if name == "sd3":

@@ -9,20 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
 
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.seeds import noise_seed, starting_noise
+from fair_adapter.tests.ldm_layout import unet_shapes, vae_shapes
+from fair_adapter.tests.tiny_pipeline import write_random_portrait
+from fair_adapter.trainer import export
 from fair_adapter.trainer.families.portrait import PORTRAIT
 from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
 from fair_adapter.trainer.portrait import bundle, fitting, pool, world
 from fair_adapter.trainer.portrait.card import read_card
-from fair_adapter.trainer.portrait.models import build_tokenizer
+from fair_adapter.trainer.portrait.models import WIDTHS, build_tokenizer
 from fair_adapter.trainer.portrait.phrases import TEST, TRAIN, VALIDATION
-from fair_adapter.trainer.portrait.single_file import checkpoint_tensors, write_single_file
+from fair_adapter.trainer.portrait.single_file import write_single_file
 from fair_adapter.trainer.portrait.stages import class_directions
 
 WORLD = world.build_world()
@@ -234,18 +239,94 @@ def test_rollout_equals_the_stock_pipeline(model: StableDiffusion) -> None:
 
 
 @needs_model
-def test_single_file_checkpoint_draws_the_same_picture(tmp_path: Path, model: StableDiffusion) -> None:
+@pytest.mark.parametrize("widths", [(64, 64, 128, 128), (32, 64, 96, 96)])
+def test_a_single_file_is_what_ldm_builds_from_its_yaml(
+    tmp_path: Path, widths: tuple[int, int, int, int]
+) -> None:
     target = tmp_path / "portrait.safetensors"
-    write_single_file(PORTRAIT, target)
+    write_single_file(write_random_portrait(tmp_path / "model", widths), target)
+    config = yaml.safe_load(target.with_suffix(".yaml").read_text())["model"]["params"]
+    wanted = {
+        "model.diffusion_model.": unet_shapes(config["unet_config"]["params"]),
+        "first_stage_model.": vae_shapes(config["first_stage_config"]["params"]),
+    }
+    written = {key: tuple(value.shape) for key, value in load_file(target).items()}
+    for prefix, shapes in wanted.items():
+        found = {key.removeprefix(prefix): v for key, v in written.items() if key.startswith(prefix)}
+        assert found == shapes
+    rest = {key for key in written if not key.startswith(tuple(wanted))}
+    assert rest and all(key.startswith("cond_stage_model.transformer.text_model.") for key in rest)
+
+
+@needs_model
+@pytest.mark.parametrize("widths", [(64, 64, 96, 96), (64, 32, 96, 96), (48, 48, 96, 96)])
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_widths_that_ldm_cannot_build_are_refused(
+    tmp_path: Path, part: str, widths: tuple[int, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    folder = shutil.copytree(PORTRAIT, tmp_path / "model")
+    for name, found in (("unet", (64, 64, 128, 128)), ("vae", (32, 32, 64, 64)), (part, widths)):
+        path = folder / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"block_out_channels": found}))
+    out = tmp_path / "out" / "portrait.safetensors"
+    assert export.main(["portrait", "--model", str(folder), "--out", str(out)]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and f"{part}/config.json" in told[0].replace("\\", "/")
+    assert f"found {', '.join(map(str, widths))}; train" in told[0]
+    assert "whole multiples of the first and of 32" in told[0]
+    assert not out.parent.exists()
+
+
+@needs_model
+def test_group_norms_of_other_than_32_groups_are_refused(tmp_path: Path) -> None:
+    folder = write_random_portrait(tmp_path / "model")
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"norm_num_groups": 16}))
+    with pytest.raises(FairAdapterError, match="found 64, 64, 128, 128 in 16 groups"):
+        write_single_file(folder, tmp_path / "portrait.safetensors")
+
+
+@needs_model
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_a_tokenizer_that_automatic1111_cannot_read_is_refused(tmp_path: Path, name: str) -> None:
+    folder = write_random_portrait(tmp_path / "model")
+    (folder / "tokenizer" / name).unlink()
+    with pytest.raises(FairAdapterError, match=f"tokenizer: expected {name}"):
+        write_single_file(folder, tmp_path / "portrait.safetensors")
+
+
+@needs_model
+def test_the_shipped_model_is_the_last_of_such_widths(tmp_path: Path) -> None:
+    """README.md says that this one is refused, and that the next keeps to what AUTOMATIC1111 can build."""
+    target = tmp_path / "portrait.safetensors"
+    if WIDTHS == (64, 64, 96, 96):
+        with pytest.raises(FairAdapterError, match="found 64, 64, 96, 96; train"):
+            write_single_file(PORTRAIT, target)
+    else:
+        write_single_file(PORTRAIT, target)
+    assert json.loads((PORTRAIT / "unet" / "config.json").read_text())["block_out_channels"] == [*WIDTHS]
+
+
+@needs_model
+def test_single_file_checkpoint_draws_the_same_picture(tmp_path: Path) -> None:
+    folder, target = write_random_portrait(tmp_path / "model"), tmp_path / "portrait.safetensors"
+    write_single_file(folder, target)
     assert (tmp_path / "portrait_text" / "merges.txt").is_file()
-    again = _from_ldm(checkpoint_tensors(PORTRAIT), target.with_suffix(".yaml"), model)
+    model = StableDiffusion.load(folder)
+    again = _from_ldm(load_file(target), target.with_suffix(".yaml"), model)
     prompts, seeds = ["a photo of the face of a chef, a person"], [4]
-    assert torch.equal(again.generate(prompts, seeds, 2.0, 4), model.generate(prompts, seeds, 2.0, 4))
+    drawn = model.generate(prompts, seeds, 2.0, 4)
+    assert torch.equal(again.generate(prompts, seeds, 2.0, 4), drawn)
+    other = model.generate(["a photo of the face of a nurse, a person"], seeds, 2.0, 4)
+    assert (
+        float((drawn - other).abs().max()) > 1 / 255
+    )  # a prompt changes the picture: so do the hosts' tests
 
 
 def _from_ldm(tensors: dict[str, torch.Tensor], yaml_path: Path, model: StableDiffusion) -> StableDiffusion:
     """Reads the checkpoint back with diffusers' own converters, an independent reader of the layout."""
-    import yaml
     from diffusers.loaders.single_file_utils import (
         convert_ldm_unet_checkpoint,
         convert_ldm_vae_checkpoint,

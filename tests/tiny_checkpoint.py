@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion 2, XL or 3 as one file in the original layout, as downloads come."""
+"""A tiny Stable Diffusion 1, 2, XL or 3 as one file in the original layout, as downloads come."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ from fair_adapter.trainer.families.layout import (
     unet_namer,
     vae_namer,
 )
+from fair_adapter.trainer.portrait.single_file import checkpoint_tensors
+
+
+def write_sd1(folder: Path, path: Path) -> None:
+    """Writes the diffusers folder of a Stable Diffusion 1, in float16."""
+    save_file({key: value.half() for key, value in checkpoint_tensors(folder).items()}, path)
 
 
 def write_checkpoint(pipeline: Any, path: Path) -> None:

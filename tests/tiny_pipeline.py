@@ -1,12 +1,14 @@
 """A Stable Diffusion 1 pipeline with random weights that runs in milliseconds on a CPU: the topology of
 trainer/portrait/models.py, a tenth of its widths, 32 px pictures."""
 
+import shutil
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from fair_adapter.trainer.families.portrait import PORTRAIT
 from fair_adapter.trainer.portrait.card import PortraitCard
 from fair_adapter.trainer.portrait.models import (
     build_scheduler,
@@ -52,5 +54,30 @@ def write_tiny_pipeline(folder: Path, layers: int = 1) -> Path:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    PortraitCard(2.0, 20, 1, {}).write(folder)
+    return folder
+
+
+def write_random_portrait(folder: Path, widths: tuple[int, int, int, int] = (64, 64, 128, 128)) -> Path:
+    """A diffusers folder like the portrait model's, with a random U-Net of these widths, always the same.
+
+    Text encoder, tokenizer and VAE are the shipped ones, so that a prompt makes a difference to the picture.
+    """
+    torch.manual_seed(0)
+    pipeline = StableDiffusionPipeline(
+        unet=build_unet(widths).half(),
+        vae=AutoencoderKL.from_pretrained(PORTRAIT, subfolder="vae", torch_dtype=torch.float16),
+        text_encoder=CLIPTextModel.from_pretrained(
+            PORTRAIT, subfolder="text_encoder", torch_dtype=torch.float16
+        ),
+        tokenizer=CLIPTokenizer.from_pretrained(PORTRAIT, subfolder="tokenizer"),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    # new versions of transformers save tokenizer.json alone, which those of the hosts don't read
+    shutil.copytree(PORTRAIT / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
     PortraitCard(2.0, 20, 1, {}).write(folder)
     return folder

@@ -6,7 +6,8 @@ python trainer/export.py adapter FILE [--target gender=50/50] [--name NAME] [--o
 python trainer/export.py official FILE_OR_FOLDER ... --target gender=50/50 --out adapter.safetensors
     the official release's .pth files as a fairness adapter
 python trainer/export.py portrait [--out portrait.safetensors]
-    the portrait model as one checkpoint with its yaml, for AUTOMATIC1111
+    a portrait model as one checkpoint with its yaml, for AUTOMATIC1111: one whose widths are whole multiples
+    of the first and of 32 (the shipped one's, 64, 64, 96, 96, are not: it is refused)
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     official.add_argument("--name", help="of the adapter (default: that of the file)")
     official.add_argument("--out", type=Path, required=True, help="the adapter file to write")
     official.set_defaults(run=convert_official)
-    portrait = commands.add_parser("portrait", help="the portrait model as one checkpoint with its yaml")
+    portrait = commands.add_parser("portrait", help="a portrait model as one checkpoint with its yaml")
     portrait.add_argument("--model", type=Path, default=PORTRAIT, help="diffusers folder")
     portrait.add_argument("--out", type=Path, default=Path("runs/portrait.safetensors"))
     portrait.set_defaults(run=write_portrait)

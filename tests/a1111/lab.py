@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -196,7 +197,7 @@ def add_extension(root: Path) -> None:
 
 
 def start_real(root: Path, timeout: float = 900) -> Server:
-    """Start the webui in `root` with this extension and, on A1111, the portrait model as its checkpoint.
+    """Start the webui in `root` with this extension and, on A1111, a small random model as its checkpoint.
 
     Its Python is FAIR_ADAPTER_WEBUI_PYTHON, or that of its venv. Forge needs a checkpoint of ordinary size
     and keeps its own.
@@ -215,10 +216,12 @@ def start_real(root: Path, timeout: float = 900) -> Server:
     add_extension(root)
     command = [python, "launch.py", *OPTIONS]
     if not forge:
+        from fair_adapter.tests.tiny_pipeline import write_random_portrait
         from fair_adapter.trainer.portrait.single_file import write_single_file
 
         checkpoint = root / "models" / "Stable-diffusion" / f"{MARK}.safetensors"
-        write_single_file(ROOT / "shared" / "portrait", checkpoint)
+        with tempfile.TemporaryDirectory() as folder:  # the shipped portrait model's widths don't fit
+            write_single_file(write_random_portrait(Path(folder)), checkpoint)
         command += ["--ckpt", str(checkpoint), "--use-cpu", "all"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -19,6 +19,9 @@ from ...shared.errors import FairAdapterError
 TEXT_WIDTH = 64
 LATENT_SIDE = 16
 VOCABULARY = 49408
+# Those of the shipped model. 96 is no whole multiple of 64, which is why AUTOMATIC1111 can't load it: the
+# next one is to have widths that it can, such as 64, 64, 128, 128 or 32, 64, 96, 96.
+WIDTHS = (64, 64, 96, 96)
 
 
 def build_vae() -> AutoencoderKL:
@@ -34,17 +37,21 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-def build_unet() -> UNet2DConditionModel:
+def build_unet(widths: tuple[int, int, int, int] = WIDTHS) -> UNet2DConditionModel:
     """SD1's four levels with attention in the first three; 0.73 GFLOP at 16 x 16 latents.
 
     A first width of 32 (0.54 GFLOP) was tried: after 200 steps its loss was .195, this one's .174.
+
+    Args:
+        widths: of the levels, multiples of 32. Only where they are whole multiples of the first too can the
+            model become one file for AUTOMATIC1111 (`single_file`).
     """
     return UNet2DConditionModel(
         sample_size=LATENT_SIDE,
         in_channels=4,
         out_channels=4,
         layers_per_block=2,
-        block_out_channels=(64, 64, 96, 96),
+        block_out_channels=widths,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         cross_attention_dim=TEXT_WIDTH,
