@@ -117,8 +117,9 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
         "<|endoftext|>",
     ]
     folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = {w: i for i, w in enumerate(words)}
     (folder / "vocab.json").write_text(
-        json.dumps({w: i for i, w in enumerate(words)}, ensure_ascii=False), encoding="utf-8"
+        json.dumps(vocabulary, ensure_ascii=False, separators=(",", ":")), encoding="utf-8"
     )
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
