@@ -20,6 +20,7 @@ from ..shared.errors import FairAdapterError, reason
 from ..shared.images import to_tensor
 from ..shared.live import LiveBars, LiveFrame
 from . import infotext, views
+from .decoder import Decoder
 from .injection import NativeStore, insert_all, strip, visible_words
 from .job import CHANGES, JOB, Job, Picture, job_of
 from .outcome import Outcome
@@ -56,8 +57,11 @@ class Host(Protocol):
 
     def forget_conditions(self, p: Any) -> None: ...
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, 3, H, W) in [0, 1], cheap."""
+    def decoder(self) -> Decoder:
+        """(N, C, h, w) -> (N, 3, H, W) in [0, 1], for another thread: it moves no weights of the host.
+
+        Called before sampling begins, on the sampler's thread.
+        """
         ...
 
     def show_preview(self, image: Image.Image) -> None: ...
@@ -197,7 +201,7 @@ class Generation:
                 self.host.show_preview(frame.image)
 
         live = LiveBars(
-            self.service.reader(), self.host.decode, show, every=options.live_every, target=job.target
+            self.service.reader(), self.host.decoder(), show, every=options.live_every, target=job.target
         )
         self.service.monitor.begin(live, self.origin, options.live_preview)
         job.live = live

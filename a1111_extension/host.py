@@ -7,6 +7,7 @@ is `networks` of the built-in extension in both.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ from torch import Tensor
 
 from ..shared.adapter_info import BaseModel, weights_hash
 from ..shared.images import to_tensor
+from ..shared.live import Cancelled
+from ..shared.vae_copy import is_cheap
+from .decoder import Decoder, find_vae, full_decoder
 from .injection import NativeStore
-from .options import DECODERS, OPTIONS, SECTION, FairOptions, read_options
+from .options import APPROXIMATIONS, FULL, OPTIONS, SECTION, FairOptions, read_options
 from .service import FairService
 
 ENGINES = ("text_processing_engine", "text_processing_engine_l", "text_processing_engine_g")  # Forge
+SHORT = ("LOW_VRAM", "NO_VRAM")  # Forge's names of a memory that can't hold the model
 
 
 class WebuiHost:
@@ -119,18 +124,44 @@ class WebuiHost:
 
     # ---- pictures
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Previews of (N, C, h, w) by the decoder of the settings, (N, 3, H, W) in [0, 1]."""
-        code = DECODERS[webui_options().live_decoder]
-        # The host loads its decoder at the first use and keeps it: weights made in inference mode could not
-        # be moved later.
-        with torch.inference_mode(False), torch.no_grad():
-            images = [sd_samplers_common.single_sample_to_image(z.clone(), code) for z in latents]
-        return torch.stack([to_tensor(image) for image in images])
+    def decoder(self) -> Decoder:
+        """The decoder of the settings; "automatic" is the model's own VAE where that is small, else NN."""
+        chosen, model = webui_options().live_decoder, shared.sd_model
+        vae = find_vae(model)
+        if chosen == FULL or (chosen not in APPROXIMATIONS and vae is not None and is_cheap(vae)):
+            decode = full_decoder(model, decoding_device(model))
+        else:
+            decode = partial(_approximate, APPROXIMATIONS.get(chosen, APPROXIMATIONS["Approx NN"]))
+
+        def until_cancelled(latents: Tensor) -> Tensor:
+            if shared.state.interrupted:  # from now on the host decodes as its own settings say, even in full
+                raise Cancelled
+            return decode(latents)
+
+        return until_cancelled
 
     def show_preview(self, image: Image.Image) -> None:
         shared.state.assign_current_image(image)
         shared.state.current_image_sampling_step = shared.state.sampling_step
+
+
+def _approximate(code: int, latents: Tensor) -> Tensor:
+    # The host loads its decoder at the first use and keeps it: weights made in inference mode could not be
+    # moved later.
+    with torch.inference_mode(False), torch.no_grad():
+        images = [sd_samplers_common.single_sample_to_image(z.clone(), code) for z in latents]
+    return torch.stack([to_tensor(image) for image in images])
+
+
+def decoding_device(model: Any) -> torch.device:
+    """Where a VAE of our own decodes: beside the model, unless memory is short or it is no CUDA device."""
+    options = shared.cmd_opts  # A1111 says it on the model, as --medvram-sdxl concerns some models only
+    short = any(getattr(owner, "lowvram", False) for owner in (model, options))
+    short = short or bool(getattr(options, "medvram", False))
+    forge = getattr(sys.modules.get("backend.memory_management"), "vram_state", None)
+    short = short or getattr(forge, "name", "") in SHORT
+    device = torch.device(devices.device)
+    return device if device.type == "cuda" and not short else torch.device("cpu")
 
 
 def webui_options() -> FairOptions:

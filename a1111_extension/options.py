@@ -9,8 +9,9 @@ from typing import Any
 from ..shared.bars import CERTAIN
 
 SECTION = ("fair_adapter", "Fair Adapter")
-# label -> how the host decodes a latent for a preview (its own codes)
-DECODERS = {"Approx cheap": 2, "Approx NN": 1, "TAESD": 3, "Full": 0}
+# label -> how the host decodes a latent for a preview (its own codes); none of these touches the model
+APPROXIMATIONS = {"Approx cheap": 2, "Approx NN": 1, "TAESD": 3}
+AUTOMATIC, FULL = "automatic", "Full"  # by a copy of the model's VAE: if it is small, always
 DEVICES = ("automatic", "CPU")
 
 
@@ -43,12 +44,13 @@ class FairOptions:
     )
     live_every: int = option(3, "Live bars: steps between two looks", "more is cheaper", "slider", (1, 20, 1))
     live_decoder: str = option(
-        "Approx NN",
+        AUTOMATIC,
         "Live bars: decoder",
-        "NN reads 512 px pictures at a quarter of their size in milliseconds; TAESD is sharper and takes "
-        "seconds on a CPU; cheap suits small pictures only",
+        "automatic: the model's own VAE in full if it is small, else NN, which reads 512 px pictures at a "
+        "quarter of their size in milliseconds; TAESD is sharper and takes seconds on a CPU; cheap suits "
+        "small pictures only; Full keeps a copy of the VAE beside the model",
         "choice",
-        tuple(DECODERS),
+        (AUTOMATIC, *APPROXIMATIONS, FULL),
     )
     live_preview: bool = option(
         True, "Live bars: draw them into the preview", "also in the progress of the API"

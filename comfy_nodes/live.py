@@ -7,7 +7,6 @@ sampling. Cancel is raised once, by whichever of ComfyUI's layers asks first, so
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Callable
@@ -27,14 +26,13 @@ from ..shared.drawing import data_url
 from ..shared.errors import FairAdapterError
 from ..shared.live import RELIABLE_FROM, Cancelled, LiveBars, LiveFrame
 from ..shared.switches import OwnNumbers
+from ..shared.vae_copy import is_cheap, own_copy, parts
 from . import host
 
 EVENT = "fair_adapter.live"
 KEY = "fair_adapter_live"
 DECODERS = ("auto", "taesd", "vae", "latent colours")
-CHEAP = 20_000_000  # weights of a VAE that may run beside any sampler; Stable Diffusion's has 84 million
-ROOM = 3 << 30  # bytes of GPU memory for a copy of a larger one, its work on PIXELS and the face reader
-PIXELS = 1 << 20  # decoded at a time
+ROOM = 3 << 30  # bytes of GPU memory for a copy of a VAE that is not cheap, its work and the face reader
 SAME = 1 + 1e-3  # sigmas that differ by less are the same
 TILE = 192  # px of a picture in the browser
 PLACES = {"sigmas": 3, "callback": 5}  # among the arguments of ComfyUI's outer_sample
@@ -195,17 +193,13 @@ def make_decoder(watch: Watch, patcher: Any) -> tuple[Decoder, bool]:
     latent_format, device = patcher.model.latent_format, host.reading_device()
     auto = watch.decoder == "auto"
     path = taesd_file(latent_format)
-    if watch.decoder == "vae" or (auto and watch.vae is not None and _cheap(watch.vae)):
+    if watch.decoder == "vae" or (auto and watch.vae is not None and is_cheap(watch.vae.first_stage_model)):
         return _in_parts(_vae_decoder(watch.vae, latent_format, device)), True
     if watch.decoder == "taesd" or (auto and path is not None):
         return _in_parts(_taesd_decoder(path, latent_format, device)), True
     if auto and watch.vae is not None and _has_room(device, patcher):
         return _in_parts(_vae_decoder(watch.vae, latent_format, device)), True
     return _in_parts(_colour_decoder(latent_format)), False
-
-
-def _cheap(vae: Any) -> bool:
-    return sum(p.numel() for p in vae.first_stage_model.parameters()) <= CHEAP
 
 
 def _has_room(device: torch.device, patcher: Any) -> bool:
@@ -226,8 +220,7 @@ def _vae_decoder(vae: Any, latent_format: Any, device: torch.device) -> Decoder:
     if vae.device.type == "cpu":
         device = vae.device
     else:  # the host moves its own between devices while we would be using it
-        dtype = dtype if device.type == "cuda" else torch.float32
-        network = copy.deepcopy(network).to(device, dtype)
+        network, dtype = own_copy(network, device, dtype)
 
     def decode(latents: Tensor) -> Tensor:
         samples = latent_format.process_out(latents.float()).to(device, dtype)
@@ -280,7 +273,7 @@ def _colour_decoder(latent_format: Any) -> Decoder:
 
 
 def _in_parts(decode: Decoder) -> Decoder:
-    """A few pictures at a time: a batch decoded at once would need as much memory as the sampler has left."""
+    """A few pictures at a time, and a cancel that comes up here is the sampler's."""
 
     def decode_all(latents: Tensor) -> Tensor:
         if latents.dim() != 4:
@@ -288,12 +281,11 @@ def _in_parts(decode: Decoder) -> Decoder:
                 f"live bars: expected latents of pictures (N, C, h, w), found {tuple(latents.shape)}; video "
                 "and audio models have no bars"
             )
-        size = max(1, PIXELS // (64 * latents.shape[2] * latents.shape[3]))
         try:
-            parts = [decode(latents[i : i + size]).float().cpu() for i in range(0, len(latents), size)]
+            images = [decode(part).float().cpu() for part in parts(latents)]
         except management.InterruptProcessingException as error:
             management.interrupt_current_processing(True)  # it was meant for the sampler's thread
             raise Cancelled from error
-        return torch.cat(parts)
+        return torch.cat(images)
 
     return decode_all

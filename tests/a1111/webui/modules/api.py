@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from fastapi import Depends, HTTPException
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
-from modules import infotext_utils, script_callbacks, scripts, shared
+from modules import infotext_utils, lowvram, script_callbacks, scripts, shared
 from modules.processing import StableDiffusionProcessing, process_images
 from PIL import Image, PngImagePlugin
 
@@ -126,6 +126,7 @@ def add_routes(app):
     route("/sdapi/v1/skip", skip, ["POST"])
     app.add_api_route("/internal/progress", lambda: shared.state.progress(), methods=["GET"])
     app.add_api_route("/standin/start", start, methods=["GET"])
+    app.add_api_route("/standin/moves", lambda: lowvram.moves, methods=["GET"])
     app.add_api_route("/standin/hooks", lambda: scripts.hooks_called, methods=["GET"])
     app.add_api_route("/standin/options", set_options, methods=["POST"])
     app.add_api_route("/standin/reload_embeddings", reload_embeddings, methods=["POST"])

@@ -6,7 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from modules.portrait_net import Autoencoder, TextEncoder, UNet, load_into
+from modules import lowvram, shared
+from modules.portrait_net import Autoencoder, ForgeAutoencoder, TextEncoder, UNet, load_into
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -19,6 +20,7 @@ class PortraitModel:
     is_sd1, is_sd2, is_sdxl = True, False, False
 
     def __init__(self, folder: Path, forge: bool) -> None:
+        self.forge = forge
         settings = {part: json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae")}
         text = json.loads((folder / "text_encoder" / "config.json").read_text())
         unet = UNet(
@@ -27,8 +29,9 @@ class PortraitModel:
             settings["unet"]["attention_head_dim"],
         )
         self.unet = load_into(unet, folder / "unet" / "diffusion_pytorch_model.safetensors")
-        vae = Autoencoder(tuple(settings["vae"]["block_out_channels"]), settings["vae"]["scaling_factor"])
-        self.vae = load_into(vae, folder / "vae" / "diffusion_pytorch_model.safetensors")
+        kind = ForgeAutoencoder if forge else Autoencoder
+        vae = kind(tuple(settings["vae"]["block_out_channels"]), settings["vae"]["scaling_factor"])
+        vae = load_into(vae, folder / "vae" / "diffusion_pytorch_model.safetensors")
         encoder = TextEncoder(
             text["vocab_size"], text["hidden_size"], text["intermediate_size"], text["num_attention_heads"],
             text["num_hidden_layers"],
@@ -42,12 +45,29 @@ class PortraitModel:
             self.forge_objects = SimpleNamespace(
                 unet=SimpleNamespace(model=SimpleNamespace(diffusion_model=self.unet), lora_patches={}),
                 clip=SimpleNamespace(cond_stage_model=self.encoder, patcher=SimpleNamespace(lora_patches={})),
+                vae=lowvram.ForgeVAE(vae),
             )
+            unet.register_forward_pre_hook(lambda module, inputs: lowvram.bring("unet"))
         else:
             self.model = SimpleNamespace(diffusion_model=self.unet)
             self.cond_stage_model = self.encoder
+            self.first_stage_model, self.scale_factor = vae, vae.scale
+            self.lowvram = False
+            if shared.cmd_opts.medvram:
+                lowvram.setup(self)
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         self.cumulative = torch.cumprod(1 - betas, dim=0)
+
+    def decode_first_stage(self, x: Tensor) -> Tensor:
+        """Latents of the sampler -> pictures in [-1, 1]; moves weights where the host is short of memory."""
+        if not self.forge:
+            return self.first_stage_model.decode(1 / self.scale_factor * x)
+        vae = self.forge_objects.vae
+        return vae.decode(vae.first_stage_model.process_out(x)).movedim(-1, 1) * 2 - 1
+
+    def encode_first_stage(self, pixels: Tensor) -> Tensor:
+        vae = self.forge_objects.vae.first_stage_model if self.forge else self.first_stage_model
+        return vae.encode(pixels) * vae.scale
 
     @property
     def width(self) -> int:

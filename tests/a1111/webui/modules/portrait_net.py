@@ -239,10 +239,17 @@ class Autoencoder(nn.Module):
         self.quant_conv, self.post_quant_conv = nn.Conv2d(8, 8, 1), nn.Conv2d(4, 4, 1)
 
     def encode(self, pictures: Tensor) -> Tensor:
-        return self.quant_conv(self.encoder(pictures))[:, :4] * self.scale
+        return self.quant_conv(self.encoder(pictures))[:, :4]
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(latents / self.scale))
+        return self.decoder(self.post_quant_conv(latents))
+
+
+class ForgeAutoencoder(Autoencoder):
+    """Forge's knows how latents are scaled; A1111 keeps the factor on the model."""
+
+    def process_out(self, latents: Tensor) -> Tensor:
+        return latents / self.scale
 
 
 class TextLayer(nn.Module):

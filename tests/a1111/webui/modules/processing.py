@@ -143,7 +143,7 @@ def _iteration(p, n, infotexts):
     p.scripts.process_batch(p, **details)
     latents = sample(p)
     p.scripts.post_sample(p, latents)
-    pixels = (shared.sd_model.vae.decode(latents) / 2 + 0.5).clamp(0, 1)
+    pixels = (shared.sd_model.decode_first_stage(latents) / 2 + 0.5).clamp(0, 1)
     p.scripts.postprocess_batch(p, images=pixels, batch_number=n)
     batch = scripts.PostprocessBatchListArgs(list(pixels))
     p.scripts.postprocess_batch_list(p, batch, batch_number=n)
@@ -191,7 +191,7 @@ def _redraw(p, noise, cond, uncond):
     """img2img, and inpainting where there is a mask (white is drawn anew)."""
     image = p.init_images[0].convert("RGB").resize((p.width, p.height))
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    start = shared.sd_model.vae.encode(pixels).expand(len(noise), -1, -1, -1)
+    start = shared.sd_model.encode_first_stage(pixels).expand(len(noise), -1, -1, -1)
     result = denoise(p, noise, cond, uncond, start, p.denoising_strength)
     if p.mask is None:
         return result

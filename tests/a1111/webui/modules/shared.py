@@ -16,6 +16,8 @@ cmd_opts = argparse.Namespace(
     lora_dir=str(Path(paths.models_path) / "Lora"),
     api_auth=os.environ.get("STANDIN_API_AUTH") or None,
     hide_ui_dir_config=False,
+    lowvram=False,
+    medvram=os.environ.get("STANDIN_MEDVRAM") == "1",
 )
 
 
