@@ -9,6 +9,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.tests.rounding import float32_distance
 from fair_adapter.tests.tiny_families import tiny
 from fair_adapter.trainer import benchmark
 from fair_adapter.trainer.benchmark_methods import bias, methods
@@ -220,9 +221,20 @@ def test_half_precision_is_measured(monkeypatch, tmp_path):
     out = tmp_path / "benchmark.json"
     arguments = ["--models", "medium", "--images", "1", "--steps", "1", "--rounds", "1", "--rank", "2"]
     arguments += ["--device", "cpu", "--no-sweeps", "--dtype", "bfloat16", "--output", str(out)]
+    arguments += ["--methods", *dict.fromkeys([*EXACT.values(), *EXACT])]
     assert benchmark.main(arguments) == 0
     ratios = json.loads(out.read_text())["ratios"]
-    assert all(ratios[name]["gradient_error"] < 1e-4 for name in EXACT)  # of float32
+    # The gradients are float32's throughout. Both ways have the same latents and dL/dz_0 to the last bit; the
+    # U-Net then gets both branches in one call, or one by one, whose sums run in another order: on a CPU with
+    # AVX2 alone 1.3e-4, with AVX-512 4e-5. This model's norms are of one channel each, of four values at the
+    # lowest level, so that one rounding of each layer's result (u = 6e-8) moves the gradient by up to 500 u,
+    # and the error of sums of up to 576 terms by up to 5,000 u: 3e-4 for one way, 6e-4 between two.
+    alone = Workbench.build(tiny("sd1"), 1, 1, 1, "cpu", scale=7.5, rank=2)
+    bounds = {name: float32_distance(alone, name) for name in ("both_branches", "conditional")}
+    alone.close()
+    bounds["cached"] = bounds["conditional"]
+    assert all(ratios[name]["gradient_error"] < bounds[name] for name in EXACT)
+    assert max(bounds.values()) < 1e-3  # what tells methods apart that are not the same: see above
 
 
 def test_what_does_not_fit_is_said_and_left_out(monkeypatch, tmp_path, capsys):

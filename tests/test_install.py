@@ -14,6 +14,7 @@ import sys
 import venv
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ except KeyboardInterrupt:
     print("saved")
     sys.exit(3)
 """
+LISTENS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
 DEMO = """
 import os, sys, tiny
 print({"prefix": sys.prefix, "arguments": sys.argv[1:], "folder": os.getcwd(), "tiny": tiny.VERSION})
@@ -261,15 +263,19 @@ def test_unknown_word_names_the_known_ones() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX process groups")
-def test_ctrl_c_lets_the_program_save_and_end_by_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN], ids=["terminal", "background"])
+def test_ctrl_c_lets_the_program_save_and_end_by_itself(tmp_path: Path, before: signal.Handlers) -> None:
+    """Wherever the tests run: what ignores SIGINT, as a background job or under nohup, hands that down, and
+    Python then takes no notice of the signal either. The child listens again, as in a terminal."""
     program = tmp_path / "program.py"
     program.write_text(SAVES)
     shutil.copy(ROOT / "install.py", tmp_path)
-    caller = f"import install, sys; sys.exit(install.call(sys.executable, {str(program)!r}))"
-    command = [sys.executable, "-c", caller]
+    caller = f"{LISTENS}; import install, sys; sys.exit(install.call(sys.executable, {str(program)!r}))"
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True
-    )
+        [sys.executable, "-c", caller],
+        stdout=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, before),
+    )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     rest, _ = process.communicate(timeout=60)
