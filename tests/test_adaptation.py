@@ -1,7 +1,6 @@
 """What is trained, on a model: training, the exported file, a merge by hand and diffusers all agree."""
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,18 +20,19 @@ from fair_adapter.shared.schedulers import linear_sampler
 from fair_adapter.shared.seeds import starting_noise
 from fair_adapter.shared.soft_prompt import prompt_ids
 from fair_adapter.tests.tiny_diffusion import pipeline, tiny_model
-from fair_adapter.trainer.families.adaptation import Adaptation, AdaptationConfig
+from fair_adapter.trainer.configuration.config import AdapterConfig
+from fair_adapter.trainer.families.adaptation import Adaptation
 from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
 
 SPACE = TargetSpace(TargetDistribution.parse("gender=50/50;race=equal"), "cells")
 FIXED = TargetSpace(TargetDistribution.parse("gender=50/50"))
-EVERYTHING = AdaptationConfig(soft_tokens=5, text_lora=True, unet_lora=True, rank=3, alpha=2.0)
+EVERYTHING = AdapterConfig(soft_tokens=5, text_lora=True, unet_lora=True, rank=3, alpha=2.0)
 TARGET = "gender=80/20;race=wmelh:20,black:50,asian:30"
 PROMPTS = ["a photo of the face of a doctor, a person", "a nurse"]
 
 
 def trained(
-    model: StableDiffusion, space: TargetSpace = SPACE, config: AdaptationConfig = EVERYTHING
+    model: StableDiffusion, space: TargetSpace = SPACE, config: AdapterConfig = EVERYTHING
 ) -> Adaptation:
     """As if after training: every number random."""
     adaptation = Adaptation.create(model, space, config)
@@ -111,7 +111,7 @@ def test_targets_and_parts_matter() -> None:
     plain = output(Adaptation(model, SPACE), None)
     for part in ("soft_tokens", "text_lora", "unet_lora"):
         options = {"soft_tokens": 0, part: 5 if part == "soft_tokens" else True}
-        adaptation = trained(model, config=AdaptationConfig(rank=3, **options))
+        adaptation = trained(model, config=AdapterConfig(rank=3, **options))
         default, other = output(adaptation, None), output(adaptation, TARGET)
         assert (default - plain).abs().max() > 1e-3
         assert (default - other).abs().max() > 1e-4
@@ -119,7 +119,7 @@ def test_targets_and_parts_matter() -> None:
 
 def test_fresh_loras_are_the_base_model() -> None:
     model = tiny_model(torch.float64)
-    config = AdaptationConfig(soft_tokens=0, text_lora=True, unet_lora=True, rank=3)
+    config = AdapterConfig(soft_tokens=0, text_lora=True, unet_lora=True, rank=3)
     fresh = Adaptation.create(model, SPACE, config)
     assert torch.equal(output(fresh, TARGET), output(Adaptation(model, SPACE), None))
 
@@ -139,13 +139,13 @@ def test_the_base_model_is_the_same_before_within_and_after() -> None:
 
 def test_the_negative_prompt_gets_no_tokens_unless_asked() -> None:
     model = tiny_model()
-    tokens = AdaptationConfig(soft_tokens=5)
+    tokens = AdapterConfig(soft_tokens=5)
     plain = model.encode([""])["text"]
     with trained(model, config=tokens) as adaptation:
         guidance = adaptation.guidance(PROMPTS, 2.0)
         assert torch.equal(guidance.unconditional["text"], plain)
         assert not torch.equal(guidance.conditional["text"], model.encode(PROMPTS)["text"])
-    both = trained(model, config=AdaptationConfig(soft_tokens=5, negative_tokens=True))
+    both = trained(model, config=AdapterConfig(soft_tokens=5, negative_tokens=True))
     with both:
         assert not torch.allclose(both.guidance(PROMPTS, 2.0).unconditional["text"], plain, atol=1e-3)
         trained_with = both.guidance(PROMPTS, 2.0).unconditional["text"]
@@ -185,7 +185,7 @@ def test_gradients_reach_every_part_and_equal_one_graph() -> None:
 
 def test_images_of_one_batch_may_follow_targets_of_their_own() -> None:
     model = tiny_model(torch.float64)
-    config = AdaptationConfig(soft_tokens=0, unet_lora=True, rank=3)
+    config = AdapterConfig(soft_tokens=0, unet_lora=True, rank=3)
     with torch.no_grad(), trained(model, config=config) as adaptation:
         text = adaptation.encode(PROMPTS)["text"]
         t = torch.stack([SPACE.resolve(target).coordinates for target in (TARGET, "gender=10/90")])
@@ -212,8 +212,8 @@ def test_state_is_that_of_the_trained_parts_and_restores_it() -> None:
 
 def test_a_seed_gives_the_same_start() -> None:
     model = tiny_model()
-    config = AdaptationConfig(initial_words=None, text_lora=True, rank=2)
-    one, two, three = (Adaptation.create(model, SPACE, replace(config, seed=seed)) for seed in (7, 7, 8))
+    config = AdapterConfig(soft_tokens=5, initial_words=None, text_lora=True, rank=2)
+    one, two, three = (Adaptation.create(model, SPACE, config, seed) for seed in (7, 7, 8))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
     assert not torch.equal(one.tensors()["fair.soft.clip_l"], three.tensors()["fair.soft.clip_l"])
 
@@ -260,14 +260,14 @@ def test_diffusers_reads_the_exported_files_as_we_do(tmp_path: Path) -> None:
 def test_diffusers_refuses_a_file_that_it_would_not_read_all_of(tmp_path: Path, tokens: int) -> None:
     """A file that follows the target is ours to read; nothing of it may be left out in silence."""
     model = tiny_model()
-    adaptation = trained(model, config=AdaptationConfig(tokens, text_lora=True, rank=2))
+    adaptation = trained(model, config=AdapterConfig(tokens, text_lora=True, rank=2))
     path = exported(adaptation).write(tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="Invalid LoRA checkpoint"):
         pipeline(model).load_lora_weights(path)
 
 
 def test_diffusers_reads_the_file_of_a_fixed_lora(tmp_path: Path) -> None:
-    config = AdaptationConfig(0, True, True, rank=3, alpha=2.0)
+    config = AdapterConfig(0, True, True, rank=3, alpha=2.0)
     path = exported(trained(tiny_model(torch.float64), FIXED, config)).write(tmp_path / "a.safetensors")
     expected = output(Adaptation.from_adapter(tiny_model(torch.float64), FairnessAdapter.read(path)), None)
     model = tiny_model(torch.float64)
@@ -289,6 +289,4 @@ def test_wrong_uses_are_refused() -> None:
         other.attach()
     assert not other.text.attached and not other.unet.attached
     with pytest.raises(FairAdapterError, match="nothing to train"):
-        AdaptationConfig(soft_tokens=0)
-    with pytest.raises(FairAdapterError, match="rank of 1 or more"):
-        AdaptationConfig(rank=0)
+        Adaptation.create(model, SPACE, AdapterConfig())

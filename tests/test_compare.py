@@ -21,6 +21,7 @@ from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.tests.a1111 import adapters
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
 from fair_adapter.trainer import compare, evaluate
+from fair_adapter.trainer.configuration.config import AdapterConfig
 from fair_adapter.trainer.configuration.prompts import Prompt
 from fair_adapter.trainer.evaluation import command
 from fair_adapter.trainer.evaluation import readings as module
@@ -29,7 +30,7 @@ from fair_adapter.trainer.evaluation.measures import summarise
 from fair_adapter.trainer.evaluation.readings import Readings
 from fair_adapter.trainer.evaluation.report import Measured
 from fair_adapter.trainer.evaluation.rows import kept_rows
-from fair_adapter.trainer.families.adaptation import Adaptation, AdaptationConfig
+from fair_adapter.trainer.families.adaptation import Adaptation
 from fair_adapter.trainer.families.loading import load_model
 from fair_adapter.trainer.instruments.encoders import ForeignEncoder, TextAlignment, load_text_alignment
 
@@ -46,7 +47,7 @@ def adapter(pipeline, tmp_path_factory) -> Path:
     """A soft prompt of random numbers."""
     model = load_model(pipeline, "cpu", torch.float32)
     space = TargetSpace(TargetDistribution.parse("gender=50/50"))
-    adaptation = Adaptation.create(model, space, AdaptationConfig(soft_tokens=2))
+    adaptation = Adaptation.create(model, space, AdapterConfig(soft_tokens=2))
     with torch.no_grad():
         for p in adaptation.parameters():
             p.normal_(generator=torch.Generator().manual_seed(1))

@@ -42,7 +42,8 @@ from fair_adapter.tests.tiny_families import LADDER, NAMES, pipeline, tiny
 from fair_adapter.tests.tiny_pipeline import write_tiny_pipeline
 from fair_adapter.trainer import export
 from fair_adapter.trainer.benchmark_methods.memory import Meter
-from fair_adapter.trainer.families.adaptation import Adaptation, AdaptationConfig
+from fair_adapter.trainer.configuration.config import AdapterConfig
+from fair_adapter.trainer.families.adaptation import Adaptation
 from fair_adapter.trainer.families.base import DiffusionModel
 from fair_adapter.trainer.families.loading import compile_network, watch_hooks, weights_dtype
 from fair_adapter.trainer.families.portrait import PORTRAIT
@@ -52,12 +53,12 @@ from fair_adapter.trainer.families.stable_diffusion_xl import StableDiffusionXL
 
 SPACE = TargetSpace(TargetDistribution.parse("gender=50/50"), "cells", {"gender": {"female": (0.1, 0.9)}})
 ROOT = Path(__file__).resolve().parents[1]
-EVERYTHING = AdaptationConfig(soft_tokens=3, text_lora=True, unet_lora=True, rank=2, alpha=1.0)
+EVERYTHING = AdapterConfig(soft_tokens=3, text_lora=True, unet_lora=True, rank=2, alpha=1.0)
 TARGET = "gender=80/20"
 PROMPTS = ["a photo of the face of a doctor, a person", "a nurse"]
 
 
-def trained(model: DiffusionModel, config: AdaptationConfig = EVERYTHING) -> Adaptation:
+def trained(model: DiffusionModel, config: AdapterConfig = EVERYTHING) -> Adaptation:
     """As if after training: every number random."""
     adaptation = Adaptation.create(model, SPACE, config)
     generator = torch.Generator().manual_seed(1)
@@ -266,7 +267,7 @@ def test_without_t5_the_text_is_that_of_the_clips_alone() -> None:
 
 def test_adapters_tell_where_a_model_has_other_text_encoders() -> None:
     less, whole = tiny("sd3", t5xxl=False), tiny("sd3")
-    adapter = exported(trained(less, AdaptationConfig(soft_tokens=3)))
+    adapter = exported(trained(less, AdapterConfig(soft_tokens=3)))
     (warning,) = adapter.check_base(whole.describe("this"))
     assert "text encoders clip_l, clip_g, but this has clip_l, clip_g, t5xxl: shares may differ" in warning
     with torch.no_grad(), Adaptation.from_adapter(whole, adapter) as adaptation:
@@ -298,7 +299,7 @@ def test_an_empty_negative_prompt_of_xl_may_be_zeros_as_in_diffusers() -> None:
     other = model.guidance(PROMPTS[:1], 2.0, "blurry").unconditional
     assert other is not None and torch.equal(other["text"], model.encode(["blurry"])["text"])
     for both in (False, True):
-        config = AdaptationConfig(soft_tokens=3, text_lora=True, rank=2, negative_tokens=both)
+        config = AdapterConfig(soft_tokens=3, text_lora=True, rank=2, negative_tokens=both)
         with trained(model, config) as adaptation:
             negative = adaptation.guidance(PROMPTS, 2.0).unconditional
         assert negative is not None and bool(negative["text"].any()) == both
@@ -531,7 +532,7 @@ def test_the_papers_encoding_cuts_no_negative_prompt() -> None:
     assert torch.allclose(guidance.unconditional["text"], model.text_encoder(ids).last_hidden_state)
     assert guidance.conditional["text"].shape == guidance.unconditional["text"].shape
     for both, length in ((False, ids.shape[1]), (True, ids.shape[1] + 3)):
-        config = AdaptationConfig(soft_tokens=3, negative_tokens=both)
+        config = AdapterConfig(soft_tokens=3, negative_tokens=both)
         with trained(model, config) as adaptation:
             found = adaptation.guidance(["a nurse"], 7.5, negative="blurry, ugly, " * 8)
         assert found.conditional["text"].shape == (1, length, 16)

@@ -40,9 +40,9 @@ from fair_adapter.shared.preservation import SemanticEncoder, image_semantics_lo
 from fair_adapter.shared.sampling import network_inputs, rollout, select
 from fair_adapter.shared.seeds import noise_seed, starting_noise
 from fair_adapter.shared.tensor_file import write_bytes
-from fair_adapter.trainer.configuration.config import PromptSource
+from fair_adapter.trainer.configuration.config import AdapterConfig, PromptSource
 from fair_adapter.trainer.configuration.prompts import read_prompts
-from fair_adapter.trainer.families.adaptation import Adaptation, AdaptationConfig
+from fair_adapter.trainer.families.adaptation import Adaptation
 from fair_adapter.trainer.families.portrait import PORTRAIT
 from fair_adapter.trainer.families.stable_diffusion import StableDiffusion
 from fair_adapter.trainer.instruments.encoders import load_encoders
@@ -70,8 +70,8 @@ class Bench:
     rank: int
 
     def adaptation(self, seed: int) -> Adaptation:
-        config = AdaptationConfig(text_lora=True, rank=self.rank, seed=seed)
-        made = Adaptation.create(self.model, SPACE, config)
+        config = AdapterConfig(soft_tokens=5, text_lora=True, rank=self.rank)
+        made = Adaptation.create(self.model, SPACE, config, seed)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for p in made.parameters():

@@ -89,18 +89,27 @@ class ModelConfig:
     compile: bool = option(False, "torch.compile the U-Net: about twice as fast after a minute or two")
 
 
+NOTHING_TO_TRAIN = "adapter: nothing to train; set adapter.soft_tokens, .text_lora or .unet_lora"
+
+
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What is trained."""
+    """What is trained and where it begins."""
 
     soft_tokens: int = option(0, "soft prompt: tokens after the start token, 0 for none", least=0, most=75)
     text_lora: bool = option(False, "LoRA on attention and MLP of the text encoder")
     unet_lora: bool = option(False, "LoRA on the attention of the U-Net")
     rank: int = option(50, "rank of the LoRA", least=1)
-    alpha: float | None = option(None, "of the LoRA; null is the rank", least=0)
+    alpha: float | None = option(None, "of the LoRA; null is the rank", above=0)
     initial_words: str | None = option(",", "the soft prompt begins with their embeddings; null draws words")
     negative_tokens: bool = option(False, "soft tokens before the negative prompt too")
     gate_std: float = option(2.0, "spread of the first gates of a target-conditioned LoRA", least=0)
+    start: str | None = option(None, "adapter file, of the parts named here, that training goes on from")
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return bool(self.soft_tokens or self.text_lora or self.unet_lora)
 
 
 @dataclass(frozen=True)
@@ -302,10 +311,8 @@ class Config:
                 f"sampling.gradient_steps: expected at most the {low} steps of the sampler, found "
                 f"{self.sampling.gradient_steps}"
             )
-        if not (self.adapter.soft_tokens or self.adapter.text_lora or self.adapter.unet_lora):
-            raise FairAdapterError(
-                "adapter: nothing to train; set adapter.soft_tokens, adapter.text_lora or adapter.unet_lora"
-            )
+        if not self.adapter.trains:
+            raise FairAdapterError(NOTHING_TO_TRAIN)
         unknown = [name for name in self.optimizer.lr_factors if name not in PARTS]
         if unknown:
             raise FairAdapterError(

@@ -32,8 +32,8 @@ UNREADABLE = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 def option(default: Any, doc: str, **bounds: float) -> Any:
     """A documented field.
 
-    bounds: of every number in it, also in lists and mappings: `least`, `most`, `below` (which it may not
-    reach). Whatever they are, numbers are finite and no larger than 32 bits hold.
+    bounds: of every number in it, also in lists and mappings: `least`, `most`, `below` and `above` (which it
+    may not reach). Whatever they are, numbers are finite and no larger than 32 bits hold.
     """
     return field(default=default, metadata={"doc": doc, **bounds})
 
@@ -187,7 +187,9 @@ def _broken(metadata: Mapping[str, Any], value: int | float) -> str | None:
     """The bounds that a number does not keep to, in words; None if it keeps to them."""
     if not math.isfinite(value):
         return "a finite number"
-    least, most, below = (metadata.get(name) for name in ("least", "most", "below"))
+    least, most, below, above = (metadata.get(name) for name in ("least", "most", "below", "above"))
+    if above is not None:
+        return None if value > above else f"more than {above}"
     words = f"{least} or more"
     if most is not None:
         words = f"{least} to {most}"

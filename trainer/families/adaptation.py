@@ -1,6 +1,6 @@
 """What is trained, put on a diffusion model: soft prompt, text-encoder LoRA, network LoRA, or any mix.
 
-    with Adaptation.create(model, space, AdaptationConfig(soft_tokens=5, text_lora=True)) as adaptation:
+    with Adaptation.create(model, space, AdapterConfig(soft_tokens=5, text_lora=True)) as adaptation:
         guidance = adaptation.guidance(prompts, scale, target)   # carries the graph to the parameters
         trajectory = rollout(adaptation.denoise, sampler, noise, guidance)
         accumulate_gradients(adaptation.denoise, trajectory, g, guidance, ...)
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -25,49 +25,17 @@ from ...shared.adapter_info import AdapterInfo
 from ...shared.adapter_target import TargetSpace
 from ...shared.attributes import TargetDistribution
 from ...shared.errors import FairAdapterError
-from ...shared.lora import ALPHA, GATE_STD, RANK, LoraSet
+from ...shared.lora import ALPHA, LoraSet
 from ...shared.sampling import Conditioning, Guidance
 from ...shared.schedulers import LinearSampler
-from ...shared.soft_prompt import INITIAL_WORDS, TOKENS, SoftPrompt, initial_tokens
+from ...shared.soft_prompt import SoftPrompt, initial_tokens
+from ..configuration.config import NOTHING_TO_TRAIN, AdapterConfig
 from .base import RECOMPUTED, DiffusionModel, ImageModel
 
 COORDINATES = "coordinates"  # of the target, in a conditioning: the gates of the network's LoRA follow them
 TEXT_KEYS = ("lora_te", "fair.gate.lora_te")
 NETWORK_KEYS = ("lora_unet", "lora_transformer", "fair.gate.lora_unet", "fair.gate.lora_transformer")
 Target = TargetDistribution | str | None
-
-
-@dataclass(frozen=True)
-class AdaptationConfig:
-    """What is trained and where it begins.
-
-    soft_tokens: tokens after the start token, 0 for none.  text_lora, unet_lora: train these (unet_lora:
-    the transformer's where the model has one).
-    rank, alpha: of the LoRA; alpha None is the rank.
-    initial_words: the soft prompt begins with their embeddings; None draws tokens, as the paper does.
-    negative_tokens: put the soft tokens before the negative prompt too.
-    gate_std: standard deviation of the initial gates of a target-conditioned LoRA.
-    seed: of everything drawn here.
-    """
-
-    soft_tokens: int = TOKENS
-    text_lora: bool = False
-    unet_lora: bool = False
-    rank: int = RANK
-    alpha: float | None = None
-    initial_words: str | None = INITIAL_WORDS
-    negative_tokens: bool = False
-    gate_std: float = GATE_STD
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.soft_tokens < 0 or self.rank < 1 or (self.alpha is not None and self.alpha <= 0):
-            raise FairAdapterError(
-                "adaptation: expected 0 or more soft tokens, a rank of 1 or more and a positive alpha, "
-                f"found {self.soft_tokens}, {self.rank} and {self.alpha}"
-            )
-        if not (self.soft_tokens or self.text_lora or self.unet_lora):
-            raise FairAdapterError("adaptation: nothing to train; set soft_tokens, text_lora or unet_lora")
 
 
 class Adaptation(nn.Module):
@@ -96,9 +64,16 @@ class Adaptation(nn.Module):
         self._attached = False
 
     @classmethod
-    def create(cls, model: DiffusionModel, space: TargetSpace, config: AdaptationConfig) -> Adaptation:
-        """Fresh, changing nothing but by its initial soft tokens; target-conditioned if `space` is."""
-        generator = torch.Generator().manual_seed(config.seed)
+    def create(
+        cls, model: DiffusionModel, space: TargetSpace, config: AdapterConfig, seed: int = 0
+    ) -> Adaptation:
+        """Fresh, changing nothing but by its initial soft tokens; target-conditioned if `space` is.
+
+        seed: of everything drawn here. Raises FairAdapterError where nothing is to be trained.
+        """
+        if not config.trains:
+            raise FairAdapterError(NOTHING_TO_TRAIN)
+        generator = torch.Generator().manual_seed(seed)
         soft = None
         if config.soft_tokens:
             begin = (config.soft_tokens, config.initial_words, generator)
@@ -110,13 +85,27 @@ class Adaptation(nn.Module):
         return cls(model, space, soft, text, unet, config.negative_tokens)
 
     @classmethod
-    def from_adapter(cls, model: DiffusionModel, adapter: FairnessAdapter) -> Adaptation:
+    def from_adapter(
+        cls, model: DiffusionModel, adapter: FairnessAdapter, space: TargetSpace | None = None
+    ) -> Adaptation:
         """An adapter file as trainable parts, to be measured or trained further.
 
-        Raises FairAdapterError for an adapter of another base model.
+        space: targets to train it on for, None for its own.
+        Raises FairAdapterError for an adapter of another base model, and for a space that its parts have no
+        coordinates of.
         """
         adapter.check_base(model.describe("this model"))
-        return cls._from_tensors(model, adapter.targets, adapter.tensors, adapter.negative_tokens)
+        own, space = adapter.targets, space or adapter.targets
+        follows = (own.vector, own.default) if own.dimension else None
+        if follows != ((space.vector, space.default) if space.dimension else None):
+            expected = "no target.vector"
+            if own.dimension:
+                expected = f"target.vector={own.vector} and target.text={own.default.to_text()}"
+            raise FairAdapterError(
+                f"{adapter.source}: was trained with {expected}, found another; train on with the same, or "
+                "leave adapter.start out"
+            )
+        return cls._from_tensors(model, space, adapter.tensors, adapter.negative_tokens)
 
     @classmethod
     def from_weights(

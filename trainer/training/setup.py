@@ -6,12 +6,15 @@ import sys
 
 import torch
 
+from ...shared.adapter import FairnessAdapter
+from ...shared.adapter_target import TargetSpace
 from ...shared.attributes import TargetDistribution
 from ...shared.direct import step_weights
+from ...shared.errors import FairAdapterError
 from ...shared.transport import expected_targets, slack
 from ..configuration.config import Config
 from ..configuration.prompts import Schedule, training_sets
-from ..families.adaptation import Adaptation, AdaptationConfig
+from ..families.adaptation import Adaptation
 from ..families.base import DiffusionModel
 from ..families.loading import compile_network, load_base
 from ..instruments.encoders import load_encoders
@@ -50,7 +53,7 @@ def prepare(
     scale = model.guidance_scale if config.model.guidance_scale is None else config.model.guidance_scale
     step_weights(model.sampler(config.sampling.steps[0]), config.sampling.mode)  # refuses what it can't be
     model.checkpoint(config.sampling.checkpoint != "none", config.sampling.checkpoint == "all")
-    adaptation = Adaptation.create(model, space, _adaptation(config))
+    adaptation = _adaptation(config, model, space)
     adaptation.attach()
     if config.model.compile:
         compile_network(adaptation)
@@ -99,5 +102,25 @@ def _loud(processes: Processes, say: Say) -> Say:
     return lambda text: print(f"process {processes.rank}: {text}", file=sys.stderr, flush=True)
 
 
-def _adaptation(config: Config) -> AdaptationConfig:
-    return AdaptationConfig(**{**vars(config.adapter), "seed": config.run.seed})
+def _adaptation(config: Config, model: DiffusionModel, space: TargetSpace) -> Adaptation:
+    """What is trained: fresh, or the parts of a file. Raises FairAdapterError for parts not as configured."""
+    start = config.adapter.start
+    if start is None:
+        return Adaptation.create(model, space, config.adapter, config.run.seed)
+    made = Adaptation.from_adapter(model, FairnessAdapter.read(start), space)
+    loras = [part for part in (made.text, made.unet) if part is not None]
+    ranks = [layer.rank for part in loras for layer in part.layers.values()]
+    found = {
+        "soft_tokens": 0 if made.soft is None else made.soft.length,
+        "text_lora": made.text is not None,
+        "unet_lora": made.unet is not None,
+        "negative_tokens": made.negative_tokens,
+        "rank": max(ranks, default=config.adapter.rank),
+    }
+    for name, value in found.items():
+        if getattr(config.adapter, name) != value:
+            raise FairAdapterError(
+                f"adapter.{name}: expected {value}, as in adapter.start ({start}), found "
+                f"{getattr(config.adapter, name)}; set adapter.{name}={str(value).lower()}"
+            )
+    return made
