@@ -136,7 +136,7 @@ class Painter:
     def _hair(self, linear: np.ndarray, p: Person, rng: np.random.Generator) -> np.ndarray:
         """Hair as it shows through the skin: shaved scalp, roots, stubble, the shadow of a beard."""
         man = p.slot.gender == "male"
-        head = {"bald": 0.22, "buzz": 0.72}.get(p.hair, 0.9)
+        head = {"bald": 0.22, "buzz": 0.72}.get(p.hair, 1.2)
         jaw = {"none": 0.13 if p.slot.race != "asian" else 0.05, "stubble": 0.5, "full": 0.62, "goatee": 0.14}
         lip = {"none": 0.12, "stubble": 0.45, "moustache": 0.6, "full": 0.55, "goatee": 0.5}
         cover = head * scalp(self.maps, recede(p))
@@ -147,7 +147,9 @@ class Painter:
                 cover = np.maximum(cover, 0.6 * goatee(self.maps))
         grain = np.repeat(np.repeat(rng.random((SIZE // 2, SIZE // 2), np.float32), 2, 0), 2, 1)
         cover = np.clip(cover * (0.7 + 0.6 * grain), 0, 0.95)[..., None]
-        tint = np.clip(np.array(p.brow_rgb) * 1.1, 0, 0.4) + 0.08 * tone_rgb(p.tone)
+        tone = tone_rgb(p.tone)
+        tint = np.clip(np.array(p.brow_rgb) * 1.1, 0, 0.4) + 0.08 * tone
+        tint = np.minimum(tint, 2 * tone + 0.02)  # grey stubble on dark skin would look like paint
         return linear * (1 - cover) + tint * cover
 
     def _makeup(self, linear: np.ndarray, p: Person, rng: np.random.Generator) -> np.ndarray:
