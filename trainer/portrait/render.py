@@ -23,7 +23,7 @@ from fair_adapter.trainer.portrait.rendering import environment, folder, plan, s
 from fair_adapter.trainer.portrait.rendering.pool import Workers
 from fair_adapter.trainer.running.progress import Progress
 
-VERSION = 1  # of the design and the looks; raised whenever a picture or label of an index changes
+VERSION = 2  # of the design and the looks; raised whenever a picture or label of an index changes
 LABELS_EVERY = 60.0  # seconds
 WORKER = Path(__file__).resolve().parent / "rendering/worker.py"
 
