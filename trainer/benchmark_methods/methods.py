@@ -240,13 +240,13 @@ def one_graph_iteration(training: Training, method: Method, micro_batch: int, it
     has_face, probabilities = training.gather(views)
     loss = training.config.loss
     seed = training.config.run.seed * 1_000_003 + iteration
-    goal = dynamic_targets(probabilities, has_face, target, loss.confidence, loss.draws, seed, loss.apart)
+    assigned = dynamic_targets(probabilities, has_face, target, loss.confidence, loss.draws, seed, loss.apart)
     reference = training.reference(entry, mine)
     noise = starting_noise(entry.seeds, training.model.latent_shape).to(training.model.device)
     sums = torch.zeros((), device=noise.device)
     for first in range(0, entry.images, micro_batch):
         rows = slice(first, first + micro_batch)
-        labels = {name: label[rows].to(noise.device) for name, label in goal.labels.items()}
+        labels = {name: label[rows].to(noise.device) for name, label in assigned.labels.items()}
 
         def objective(z: Tensor) -> Tensor:
             return training.losses(training.look(z, graph=True), labels, reference, rows).sum()  # noqa: B023

@@ -29,7 +29,8 @@ from ...shared.images import to_bytes
 from ...shared.seeds import noise_seed
 from ...shared.tensor_file import write_bytes
 from ..configuration.prompts import Prompt
-from ..families.base import Cues, ImageModel
+from ..families.base import ImageModel
+from ..families.cues import Cues
 from ..instruments.encoders import TextAlignment
 from ..instruments.identity import fingerprint
 from ..instruments.observer import Observer, View

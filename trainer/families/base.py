@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -29,6 +29,7 @@ from ...shared.sampling import Conditioning, Guidance, rollout
 from ...shared.schedulers import LinearSampler, linear_sampler
 from ...shared.seeds import starting_noise
 from ..configuration.config import check_size
+from .cues import Cues
 from .file_parts import FilePart
 from .header import Header
 from .marks import with_marks
@@ -57,18 +58,6 @@ class TextEncoder:
     lora: str | None
     first: int = 1
     length: int = 77
-
-
-class Cues(Protocol):
-    """What a model draws beside a person that tells which prompt it was given."""
-
-    def of(self, name: str) -> int | None:
-        """The cue of a prompt's name, None where it has none."""
-        ...
-
-    def recognise(self, images: Tensor) -> Tensor:
-        """Cues (N,) of pictures (N, 3, H, W) in [0, 1]."""
-        ...
 
 
 class ImageModel(ABC):

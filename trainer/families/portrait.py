@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..portrait.card import FILE, PortraitCard, read_card
 from ..portrait.world import build_world, recognise_cue
-from .base import Cues
+from .cues import Cues
 from .stable_diffusion import StableDiffusion
 
 PORTRAIT = Path(__file__).resolve().parents[2] / "shared" / "portrait"

@@ -127,7 +127,7 @@ class Training:
         final = trajectory.final
         pieces = self.batches.fit("decode", lambda size: self.read(final, size), len(final))
         has_face, probabilities = self.gather([piece.view for piece in pieces])
-        goal = dynamic_targets(
+        assigned = dynamic_targets(
             probabilities,
             has_face,
             target,
@@ -138,12 +138,12 @@ class Training:
         )
 
         # g = dL/dz_0, and its way into the parameters through every step on its own.
-        labels = {name: label[mine] for name, label in goal.labels.items()}
-        cotangent, sums = self.look_back(pieces, labels, reference)
+        labels = {name: label[mine] for name, label in assigned.labels.items()}
+        cotangent, sums = self.fitting_cotangent(pieces, labels, reference)
         pieces.clear()  # and with them the graph of what no loss went back through
         again = (self.guidance(entry, target) for _ in itertools.count())
         steps = self.gradient_steps(iteration, entry, mine)
-        self.follow(trajectory, cotangent, itertools.chain([guidance], again), steps)
+        self.parameter_gradients(trajectory, cotangent, itertools.chain([guidance], again), steps)
 
         # One all-reduce, one step; an image that is not finite makes the sums so, and all processes skip it.
         sums = sums + 0.0 * final.sum()
@@ -155,7 +155,7 @@ class Training:
             entry.steps,
             _losses(step.sums),
             float(has_face.float().mean()),
-            {n: float((label >= 0).float().mean()) for n, label in goal.labels.items()},
+            {n: float((label >= 0).float().mean()) for n, label in assigned.labels.items()},
             _shares(probabilities, has_face),
             step.norm,
             self.optimizer.lr_at(iteration),
@@ -202,7 +202,7 @@ class Training:
             ]
         return [Piece(z, view) for z, view in zip(latents, views)]
 
-    def look_back(
+    def fitting_cotangent(
         self, pieces: list[Piece], labels: dict[str, Tensor], reference: References | None
     ) -> tuple[Tensor, Tensor]:
         """`cotangent`; if memory runs out, in smaller pieces, which take the place of these."""
@@ -217,7 +217,7 @@ class Training:
 
         return self.batches.fit("decode", work, len(pieces[0].latents))
 
-    def follow(
+    def parameter_gradients(
         self,
         trajectory: Trajectory,
         cotangent: Tensor,
