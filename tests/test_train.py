@@ -275,13 +275,13 @@ def test_ctrl_c_saves_and_resuming_is_bitwise_the_same(config, tmp_path, uninter
 
 
 def test_a_stop_that_is_asked_for_within_an_iteration_makes_it_the_last(config, tmp_path, monkeypatch):
-    follow = Training.follow
+    follow = Training.parameter_gradients
 
     def press(self, *arguments):
         signal.raise_signal(signal.SIGTERM)
         follow(self, *arguments)
 
-    monkeypatch.setattr(Training, "follow", press)
+    monkeypatch.setattr(Training, "parameter_gradients", press)
     _, finished = carry_out(config())
     assert not finished and state(tmp_path / "run")["iteration"] == 1
 
