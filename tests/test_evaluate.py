@@ -429,9 +429,9 @@ def test_only_a_portrait_model_is_asked_for_cues(pipeline, tmp_path):
     (other / CARD).unlink()
     for folder, known in ((pipeline, True), (other, False)):
         bench = Bench(folder, Instruments(detector="fixed", independent=None), quiet=True)
-        figures = bench.original(
-            prompts(3), Plan(1, 1, 2.0), TargetDistribution.parse("gender=50/50")
-        ).figures
+        doctor = [Prompt("a photo of a doctor", "doctor", "occupations_train")]  # a name of its world
+        target = TargetDistribution.parse("gender=50/50")
+        figures = bench.original(doctor, Plan(1, 1, 2.0), target).figures
         assert (figures["text_alignment"] is not None) == known
 
 

@@ -62,7 +62,7 @@ def test_templates_load(page: Page, path: Path) -> None:
     workflow = browser.workflow(path)
     page.load(workflow)
     assert page.do("unknown") == []
-    page.do("show", [0.3, 20, 70])  # the whole of it: the canvas mounts no panel of a node that is out of sight
+    page.do("show", [0.3, 20, 70])  # whole: a canvas mounts no panel of a node that is out of sight
     page.page.wait_for_timeout(500)
     ours = [n for n in workflow["nodes"] if n["type"].startswith("FairAdapter_") and "Load" not in n["type"]]
     assert page.do("count", ".fair-panel") >= len(ours) > 0
