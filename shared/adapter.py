@@ -36,12 +36,12 @@ from . import lora, soft_prompt
 from .adapter_info import ENTRY, STRENGTHS, AdapterInfo, BaseModel, public_metadata
 from .adapter_layout import (
     VECTOR,
+    AdapterParts,
+    Layouts,
     check_layouts,
     layouts_hash,
     layouts_of,
-    lora_layers,
     read_outline,
-    soft_encoders,
     wrong,
 )
 from .adapter_target import TargetSpace
@@ -79,7 +79,7 @@ class AdapterWeights:
 
 
 @dataclass(frozen=True, eq=False)
-class FairnessAdapter:
+class FairnessAdapter(AdapterParts):
     """info: what the file says about itself.  tensors: by their keys in the file, on the CPU.
     source: the file, for messages.  warnings: what was noticed as it was read, one line each.
 
@@ -95,27 +95,9 @@ class FairnessAdapter:
         check_layouts(layouts_of(self.tensors), self.info, self.source)
         _check_numbers(self.tensors, self.source)
 
-    # ---- what it is
-
     @property
-    def targets(self) -> TargetSpace:
-        """Default target, coordinates, trained range."""
-        return self.info.targets
-
-    @property
-    def conditioned(self) -> bool:
-        """Whether it can be asked for other targets than its default."""
-        return self.targets.dimension > 0
-
-    @property
-    def encoders(self) -> tuple[str, ...]:
-        """Text encoders that get soft tokens."""
-        return soft_encoders(self.tensors)
-
-    @property
-    def layers(self) -> dict[str, tuple[int, int]]:
-        """kohya name -> (out, in) of the layers with a LoRA."""
-        return lora_layers(layouts_of(self.tensors))
+    def _layouts(self) -> Layouts:
+        return layouts_of(self.tensors)
 
     # ---- what it does
 

@@ -34,19 +34,14 @@ _SIDES = (("lora_te", "text encoder"), ("lora_unet", "U-Net"), ("lora_transforme
 Layouts = Mapping[str, TensorLayout]
 
 
-@dataclass(frozen=True, eq=False)
-class AdapterOutline:
-    """info: what the file says about itself.  layouts: of its tensors, by key.  source: for messages.
-
-    Raises FairAdapterError for tensors that are missing, unknown, or of a wrong shape or type.
-    """
+class AdapterParts:
+    """What info and tensor layouts tell of an adapter, whether its tensors are read or not."""
 
     info: AdapterInfo
-    layouts: Layouts
-    source: str = "adapter"
 
-    def __post_init__(self) -> None:
-        check_layouts(self.layouts, self.info, self.source)
+    @property
+    def _layouts(self) -> Layouts:
+        raise NotImplementedError
 
     @property
     def targets(self) -> TargetSpace:
@@ -61,12 +56,31 @@ class AdapterOutline:
     @property
     def encoders(self) -> tuple[str, ...]:
         """Text encoders that get soft tokens."""
-        return soft_encoders(self.layouts)
+        return soft_encoders(self._layouts)
 
     @property
     def layers(self) -> dict[str, tuple[int, int]]:
         """kohya name -> (out, in) of the layers with a LoRA."""
-        return lora_layers(self.layouts)
+        return lora_layers(self._layouts)
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterOutline(AdapterParts):
+    """info: what the file says about itself.  layouts: of its tensors, by key.  source: for messages.
+
+    Raises FairAdapterError for tensors that are missing, unknown, or of a wrong shape or type.
+    """
+
+    info: AdapterInfo
+    layouts: Layouts
+    source: str = "adapter"
+
+    def __post_init__(self) -> None:
+        check_layouts(self.layouts, self.info, self.source)
+
+    @property
+    def _layouts(self) -> Layouts:
+        return self.layouts
 
     @property
     def tokens(self) -> int:
