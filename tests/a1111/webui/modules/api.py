@@ -132,7 +132,8 @@ def add_routes(app):
     app.add_api_route("/standin/reload_embeddings", reload_embeddings, methods=["POST"])
     app.add_api_route("/standin/checkpoint", load_checkpoint, methods=["POST"])
     app.add_api_route("/standin/plot", plot, methods=["POST"])
-    app.add_api_route("/standin/reload", reload_scripts, methods=["POST"])
+    app.add_api_route("/standin/reload", lambda: reload_scripts(app, own), methods=["POST"])
+    own = len(app.router.routes)
 
 
 # ---- for the tests: how the start went, and what a person does on other pages
@@ -181,10 +182,15 @@ def plot(body: dict):
     }
 
 
-def reload_scripts():
-    """Reload UI: scripts are executed again and make their widgets again."""
+def reload_scripts(app, own):
+    """Reload UI: scripts are executed again and make their widgets again.
+
+    The host serves a new app then, whose routes extensions make anew: here theirs, behind `own`, go first.
+    """
     from modules import ui
 
     scripts.load_scripts()
-    ui.create_ui()
+    demo = ui.create_ui()
+    del app.router.routes[own:]
+    script_callbacks.call("app_started", demo, app)
     return {"scripts": [script.title() for script in scripts.scripts_txt2img.scripts]}
