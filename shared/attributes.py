@@ -81,7 +81,7 @@ class Attribute:
                 f"attribute {name}: expected at most {MAX_CLASSES} classes, found {len(self.classes)}"
             )
         for word in (self.name, *self.classes):
-            if not isinstance(word, str) or len(word) > MAX_WORD or not _WORD.fullmatch(word):
+            if not is_word(word):
                 raise FairAdapterError(
                     f"attribute {name}: {one_line(repr(word), 80)} is not a lower-case word of letters, "
                     f"digits, ' _-', without outer blanks and of at most {MAX_WORD} characters"
@@ -100,6 +100,11 @@ class Attribute:
     def index(self, name: str) -> int:
         """Position of a class; an unknown class is an error that suggests the nearest one."""
         return position(name, self.classes, f"class of {self.name}")
+
+
+def is_word(word: object) -> bool:
+    """Whether an attribute or a class can be called so."""
+    return isinstance(word, str) and len(word) <= MAX_WORD and _WORD.fullmatch(word) is not None
 
 
 def class_look(attribute: str, label: str, index: int = 0) -> ClassLook:

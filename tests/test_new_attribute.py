@@ -42,7 +42,9 @@ from fair_adapter.shared.bars import read_bars
 from fair_adapter.shared.classifiers.zero_shot import DESCRIPTIONS, ZeroShot
 from fair_adapter.shared.faces import Face
 from fair_adapter.shared.live import readings_dict
+from fair_adapter.shared.phrases import PhraseTables
 from fair_adapter.shared.statistics import FairnessStatistics, counted_attributes
+from fair_adapter.shared.words import draw_words
 
 net = ZeroShot(open_clip.CLIP(**json.loads(sys.argv[2])).eval(), open_clip.SimpleTokenizer(context_length=77))
 logits = {name: rows.detach() for name, rows in net(torch.rand(2, 3, 256, 256)).items()}
@@ -55,6 +57,8 @@ store = RecordStore(Path(sys.argv[1]) / "records.sqlite")
 store.add([PictureRecord(origin="txt2img", prompt="a", faces=tuple(found[:1]))])
 slots = ui.slots(ordered((AGE, GLASSES)), target)
 panel = targets.target_dict(target.to_text(), targets.OWN, None)
+words = draw_words("a cook", target, 10, 0, PhraseTables().load("english"))
+kept = draw_words("a sunglassed cook", target, 1, 0, PhraseTables().load("english"))
 figures = {name: {"bias": 0.5} for name in ("age", "gender_x_race", "glasses", "race", "gender")}
 print(json.dumps({
     "bars": [[bar.attribute, bar.label, bar.colour] for bar in found[1].bars],
@@ -65,6 +69,8 @@ print(json.dumps({
     "live": readings_dict([[found[1]]], net.attributes, target),
     "statistics": statistics_dict("all", statistics, target),
     "counted": [a.name for a in counted_attributes({"age": ["old"], "glasses": ["sun"]})],
+    "words": [[p.classes["glasses"], p.prompt] for p in words.pictures],
+    "kept": [*kept.prompts, *kept.notes],
     "evaluation": texts.evaluation_lines({"adapter": figures}),
 }))
 """
@@ -123,3 +129,11 @@ def test_statistics_count_it_against_the_target(told: dict) -> None:
     assert [line.split(" bias")[0] for line in told["evaluation"]] == [
         "gender", "race", "gender x race", "glasses", "age",
     ]  # fmt: skip
+
+
+def test_prompts_say_it_in_the_words_of_its_row(told: dict) -> None:
+    said = {"none": "barefaced", "reading": "bespectacled", "sun": "sunglassed"}
+    assert sorted(label for label, _ in told["words"]) == ["none"] * 2 + ["reading"] * 3 + ["sun"] * 5
+    assert all(prompt.endswith(f", {said[label]}, a cook") for label, prompt in told["words"])
+    prompt, note = told["kept"]
+    assert prompt.endswith(", a sunglassed cook") and "glasses (sun)" in note

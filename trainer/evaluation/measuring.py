@@ -28,6 +28,7 @@ from ..running.progress import Progress
 from .measures import summarise
 from .readings import Plan, Reader, Readings
 from .report import SHOWN, Measured
+from .worded import Texts, Worded
 
 INDEPENDENT = "evaluator"
 
@@ -166,6 +167,19 @@ class Bench:
         with Adaptation.from_weights(self.model, weights, adapter.negative_tokens) as adaptation:
             readings = self._read(adaptation.adapted(), identity, prompts, plan, "with the adapter")
         return Measured(self._figures(readings, prompts, weights.target, original, adapter), readings)
+
+    def worded(
+        self,
+        texts: Texts,
+        prompts: Sequence[Prompt],
+        plan: Plan,
+        original: Measured,
+        target: TargetDistribution,
+    ) -> Measured:
+        """The base model's figures where every picture has a text of its own, from the same noises."""
+        identity = f"{self.identity} {fingerprint({'texts': texts})}"
+        readings = self._read(Worded(self.model, texts), identity, prompts, plan, "in words")
+        return Measured(self._figures(readings, prompts, target, original), readings)
 
     def _figures(
         self,
