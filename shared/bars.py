@@ -11,7 +11,7 @@ Host-free: PIL images in, new PIL images out. `shared/bar_grid.py` draws batches
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from PIL import Image
 from torch import Tensor
@@ -27,13 +27,17 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Bar:
-    """One reading: the likeliest class of an attribute and its probability in [0, 1]."""
+    """One reading: the likeliest class of an attribute and its probability in [0, 1].
+
+    probabilities: of every class, in the attribute's order; empty where only the likeliest is known.
+    """
 
     attribute: str
     label: str
     confidence: float
     colour: Colour
     certain: bool = True
+    probabilities: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,15 @@ def read_bars(
         values, indices = probabilities.max(1)
         columns.append(
             [
-                Bar(attribute.name, attribute.classes[i], p, attribute.looks[i].colour, p >= certain_from)
-                for p, i in zip(values.tolist(), indices.tolist())
+                Bar(
+                    attribute.name,
+                    attribute.classes[i],
+                    p,
+                    attribute.looks[i].colour,
+                    p >= certain_from,
+                    tuple(row),
+                )
+                for p, i, row in zip(values.tolist(), indices.tolist(), probabilities.tolist())
             ]
         )
     return [FaceBars(face.box, tuple(column[m] for column in columns)) for m, face in enumerate(faces)]
