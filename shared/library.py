@@ -1,8 +1,5 @@
 """The adapter files that a host offers: the user's own folder and the shipped ones.
 
-A name is the path of a file below its folder, with "/" between folders, so that a name from the network can
-be checked: it must lie inside one of the folders. Of files with one name the first folder's wins.
-
 Lists read headers alone, and go on past a file that can't be read: it is shown with the reason. What is
 inside the tensors is checked when the file is loaded; what is found wrong then stands in lists, too, until
 the file changes.
@@ -10,24 +7,22 @@ the file changes.
 
 from __future__ import annotations
 
-import difflib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from glob import glob
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from .adapter import FairnessAdapter
 from .adapter_layout import AdapterOutline, read_outline
 from .attributes import Attribute
 from .errors import FairAdapterError, one_line
+from .folders import FileFolders, version
 
 SHIPPED = Path(__file__).resolve().parent / "adapters"
 SUFFIX = ".safetensors"
 KEPT = 2  # adapters; an SDXL LoRA takes hundreds of megabytes
 MAX_ERROR = 1000  # characters; file names take most of it
-_LISTED = 12  # names in an error message
 
 
 @dataclass(frozen=True)
@@ -64,65 +59,29 @@ class AdapterSummary:
         return {**table, "attributes": {a.name: list(a.classes) for a in self.attributes}}
 
 
-class AdapterLibrary:
+class AdapterLibrary(FileFolders):
     """Folders of adapter files; the first is the user's. Folders that don't exist are empty.
 
     The last adapters and all headers are kept until their file changes; safe to use from several threads.
     """
 
     def __init__(self, folders: Sequence[Path | str] = (SHIPPED,)) -> None:
-        self.folders = tuple(Path(folder) for folder in folders)
+        super().__init__(folders, SUFFIX, "adapter")
         self._adapters: dict[Path, tuple[tuple[int, int], FairnessAdapter]] = {}
         self._outlines: dict[Path, tuple[tuple[int, int], AdapterOutline | str]] = {}
         self._lock = threading.Lock()
 
-    def names(self) -> list[str]:
-        """All names, the user's before the shipped, each in alphabetical order."""
-        found: dict[str, None] = {}
-        for folder in self.folders:
-            # glob and not rglob, which leaves linked folders out
-            paths = (Path(name) for name in glob(f"**/*{SUFFIX}", root_dir=folder, recursive=True))
-            found |= dict.fromkeys(sorted(_shown(p) for p in paths if _is_file(folder / p)))
-        return list(found)
-
-    def path(self, name: str) -> Path:
-        """The file of a name; its ending may be left out.
-
-        Raises FairAdapterError for a name that leaves the folders or that none of them has.
-        """
-        plain = PurePosixPath(name.replace("\\", "/"))
-        if not name.strip() or "\0" in name or plain.is_absolute() or ".." in plain.parts or ":" in name:
-            raise FairAdapterError(
-                f"adapter {name[:100]!r}: expected a file name below the adapter folder; {self._choice()}"
-            )
-        for candidate in (plain, PurePosixPath(f"{plain}{SUFFIX}")):
-            for folder in self.folders:
-                path = folder / candidate
-                if candidate.suffix == SUFFIX and _is_file(path):
-                    return path
-        names = self.names()
-        if name in names:  # shown, and no file is called so
-            raise FairAdapterError(
-                f"adapter {name[:100]!r}: expected a file name in UTF-8, found other bytes; rename the file"
-            )
-        stems = {other.removesuffix(SUFFIX): other for other in names}
-        near = difflib.get_close_matches(name.removesuffix(SUFFIX), stems, n=1)
-        hint = f"did you mean {stems[near[0]]!r}?" if near else self._choice()
-        raise FairAdapterError(
-            f"adapter {name[:100]!r}: expected one of the adapter files, found none; {hint}"
-        )
-
     def load(self, name: str) -> FairnessAdapter:
         """The adapter of a name. Raises FairAdapterError as `path` and as FairnessAdapter.read."""
         path = self.path(name)
-        version = _version(path)
+        now = version(path)
         with self._lock:
             kept = self._adapters.pop(path, None)
-            if kept is None or kept[0] != version:
+            if kept is None or kept[0] != now:
                 try:
-                    kept = (version, FairnessAdapter.read(path))
+                    kept = (now, FairnessAdapter.read(path))
                 except FairAdapterError as error:
-                    self._remember(path, version, error)
+                    self._remember(path, now, error)
                     raise
             self._adapters[path] = kept  # the last used stands last
             while len(self._adapters) > KEPT:
@@ -132,24 +91,24 @@ class AdapterLibrary:
     def outline(self, name: str) -> AdapterOutline:
         """What the header of a file tells. Raises FairAdapterError as `path`, and as `read_outline`."""
         path = self.path(name)
-        version = _version(path)
+        now = version(path)
         kept = self._outlines.get(path)
-        if kept is not None and kept[0] == version:
+        if kept is not None and kept[0] == now:
             if isinstance(kept[1], str):
                 raise FairAdapterError(kept[1])
             return kept[1]
         try:
             outline = read_outline(path)
         except FairAdapterError as error:
-            self._remember(path, version, error)
+            self._remember(path, now, error)
             raise
-        self._outlines[path] = (version, outline)
+        self._outlines[path] = (now, outline)
         return outline
 
-    def _remember(self, path: Path, version: tuple[int, int], error: FairAdapterError) -> None:
+    def _remember(self, path: Path, now: tuple[int, int], error: FairAdapterError) -> None:
         """What is wrong with this version of a file; a disk or permission may be better the next time."""
         if not isinstance(error.__cause__, OSError):
-            self._outlines[path] = (version, str(error))
+            self._outlines[path] = (now, str(error))
 
     def summary(self, name: str) -> AdapterSummary:
         """What a list shows of one file, from its header; a damaged file gives one with `error`.
@@ -157,7 +116,7 @@ class AdapterLibrary:
         Raises FairAdapterError as `path`.
         """
         path = self.path(name)
-        size = _version(path)[1]
+        size = version(path)[1]
         try:
             return _summarise(name, size, self.outline(name))
         except FairAdapterError as error:
@@ -173,34 +132,6 @@ class AdapterLibrary:
     def summaries(self) -> list[AdapterSummary]:
         """All files, those that can't be used with the reason."""
         return [self.entry(name) for name in self.names()]
-
-    def _choice(self) -> str:
-        names = self.names()
-        if not names:
-            return f"put a .safetensors file into {self.folders[0]}" if self.folders else "there is no folder"
-        rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        return f"there are {', '.join(names[:_LISTED])}{rest}"
-
-
-def _shown(path: Path) -> str:
-    """A name that a page and JSON can hold. Files whose names are no text (bytes that aren't UTF-8) are shown
-    with question marks, a name that no file has: choosing them says so."""
-    return path.as_posix().encode("utf-8", "replace").decode()
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a folder that may not be entered, a name that is too long
-        return False
-
-
-def _version(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise FairAdapterError(f"{path}: can't be read ({error.strerror}); check the file") from error
-    return status.st_mtime_ns, status.st_size
 
 
 def _summarise(name: str, size: int, outline: AdapterOutline) -> AdapterSummary:

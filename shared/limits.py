@@ -20,3 +20,6 @@ MAX_ATTRIBUTES = 12
 MAX_CLASSES = 256  # of one attribute
 MAX_CELLS = 4096  # of the joint table of several
 MAX_RANGES = 64  # attributes, or joint attributes, whose shares training drew
+MAX_TABLE = 2**21  # characters of a table of targets
+MAX_ROWS = 5000  # of it
+MAX_PATTERN = 120  # characters of what a row is found by
