@@ -135,6 +135,12 @@ def beside(target: TargetDistribution, default: TargetDistribution | None) -> Ta
     return TargetDistribution(axes, table)  # type: ignore[arg-type]
 
 
+def in_order(target: TargetDistribution, default: TargetDistribution) -> TargetDistribution:
+    """`beside`, with the default's attributes in their order; the target may name no others."""
+    whole = beside(target, default)
+    return TargetDistribution(default.attributes, whole.marginal(*default.names))  # type: ignore[arg-type]
+
+
 def mean_target(targets: Sequence[TargetDistribution]) -> TargetDistribution:
     """What several targets over the same attributes ask for together, each counted once."""
     return TargetDistribution(

@@ -3,6 +3,7 @@
     python trainer/evaluate.py                                     the portrait model, 50 held-out occupations
     python trainer/evaluate.py --adapter runs/joint/adapter.safetensors --also off_template no_person
     python trainer/evaluate.py --model DIR --guidance 5 7.5 10 --adapter FILE --target "gender=75/25"
+    python trainer/evaluate.py --adapter FILE --table TARGETS.csv  each prompt at its own target, against it
     python trainer/evaluate.py --config trainer/configs/sd15_exp1_gender.yaml --adapter FILE   as trained
     torchrun --nproc_per_node=2 trainer/evaluate.py ...            prompts spread over GPUs or machines
 
@@ -26,6 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from fair_adapter.shared.adapter import FairnessAdapter
 from fair_adapter.shared.attributes import TargetDistribution
+from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer.configuration.prompts import Prompt
 from fair_adapter.trainer.evaluation.command import (
     carry_out,
@@ -37,6 +39,7 @@ from fair_adapter.trainer.evaluation.command import (
     warn,
 )
 from fair_adapter.trainer.evaluation.measuring import Bench
+from fair_adapter.trainer.evaluation.prompt_targets import PromptTargets, read_targets
 from fair_adapter.trainer.evaluation.report import Measured, Report
 from fair_adapter.trainer.evaluation.summary import print_summary
 from fair_adapter.trainer.families.loading import model_folder
@@ -50,14 +53,18 @@ def evaluate(options: argparse.Namespace) -> Report:
     adapter = FairnessAdapter.read(options.adapter) if options.adapter else None
     bench = open_bench(options, options.model, *([adapter] if adapter else []))
     scales = options.guidance or [bench.model.guidance_scale]
-    target = _target(adapter, options, bench)
+    default = _target(adapter, options, bench)
+    own = _own_targets(adapter, options, prompts, default) if options.table else None
 
     def measure(chosen: list[Prompt], scale: float) -> tuple[Measured, Measured | None]:
-        plan = plan_of(options, scale)
-        original = bench.original(chosen, plan, target)
+        plan, strength = plan_of(options, scale), options.strength
+        aims = None if options.table is None else read_targets(options.table, chosen, default).targets
+        original = bench.original(chosen, plan, aims or default)
         if adapter is None:
             return original, None
-        return original, bench.adapted(adapter, chosen, plan, original, options.target, options.strength)
+        if aims is not None:
+            return original, bench.adapted_each(adapter, chosen, plan, original, aims, strength)
+        return original, bench.adapted(adapter, chosen, plan, original, options.target, strength)
 
     original, adapted = measure(prompts, scales[0])
     sections: dict[str, dict[str, Any]] = {}
@@ -70,13 +77,16 @@ def evaluate(options: argparse.Namespace) -> Report:
         **bench.facts(plan_of(options, scales[0])),
         "prompts": prompt_facts(options, prompts),
     }
+    if own is not None:
+        facts["targets"] = f"each prompt's own, of {options.table}; the target told is their mean"
     if adapter is not None:
         facts["adapter"] = f"{adapter.source}, strength {options.strength:g}"
     return Report(
         title=_title(options, adapter),
         prompts=prompts,
         attributes=bench.attributes,
-        target=target,
+        target=default if own is None else own.mean,
+        own=own,
         original=original,
         adapter=adapted,
         seconds={**bench.seconds, "total": time.perf_counter() - began},
@@ -93,6 +103,26 @@ def _target(adapter: FairnessAdapter | None, options: argparse.Namespace, bench:
         warn(*resolved.warnings)
         return bench.observer.target(resolved.target.to_text())
     return bench.observer.target(options.target or ";".join(f"{a.name}=equal" for a in bench.attributes[:2]))
+
+
+def _own_targets(
+    adapter: FairnessAdapter | None,
+    options: argparse.Namespace,
+    prompts: Sequence[Prompt],
+    default: TargetDistribution,
+) -> PromptTargets:
+    """Of each prompt, by the table. Raises FairAdapterError where none has a row."""
+    own = read_targets(options.table, prompts, default)
+    if len(own.unmatched) == len(prompts):
+        raise FairAdapterError(
+            f"{options.table}: expected rows for the prompts, found none, not for {prompts[0].text!r}; "
+            "write patterns that stand in them, or leave --table out"
+        )
+    lines = [*own.unmatched]
+    if adapter is not None and adapter.conditioned:
+        lines += [line for aim in own.targets for line in adapter.targets.resolve(aim).warnings]
+    warn(*dict.fromkeys(lines))
+    return own
 
 
 def _figures(original: Measured, adapted: Measured | None) -> dict[str, Any]:
@@ -115,6 +145,7 @@ def program() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--adapter", type=Path, help="fairness adapter; without one only the base model is measured")
     add("--target", help="target for the adapter, such as gender=75/25 (default: the adapter's)")
+    add("--table", type=Path, help="CSV file that gives each prompt a target of its own; others: --target")
     add("--record", action="store_true", help="write the figures into the adapter file, for the hosts")
     add("--also", nargs="*", default=[], metavar="SET", help="further sets or files")
     return parser

@@ -131,6 +131,9 @@ class TargetConfig:
     default_share: float = option(
         0.1, "target-conditioned: share of iterations at the default target", least=0, most=1
     )
+    table: str | None = option(
+        None, "CSV file that gives each prompt a target of its own (docs/target_tables.md); others take text"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Figures of a measured model, as report.json holds them.
 
     gender, race, age, gender_x_race   bias (the paper's), ci95, floor, n_per_prompt, shares, std, prompts;
-                                       where a target is given target_error, target_ci95, target_floor as well
+                                       where a target is given target_error, target_ci95, target_floor too,
+                                       of each prompt against its own where each has one
     face_rate            share of pictures with a face
     text_alignment       share of pictures whose cue is the prompt's (portrait model), else null
     identity_diversity   mean distance of the unit face features of two pictures of a prompt; _alike: of two
@@ -44,7 +45,9 @@ from ...shared.metrics import (
     target_error_floor,
 )
 from ..configuration.prompts import Prompt
+from .prompt_targets import added_off_target, faces_of, off_target, wanted_shares
 from .readings import Readings
+from .rows import Aim
 
 Columns = dict[str, tuple[list[Attribute], list[np.ndarray]]]
 
@@ -53,15 +56,16 @@ def summarise(
     readings: Sequence[Readings],
     prompts: Sequence[Prompt],
     attributes: Sequence[Attribute],
-    target: TargetDistribution | None = None,
+    target: Aim = None,
     original: Sequence[Readings] | None = None,
     judges: Sequence[Attribute] = (),
     encoders: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The figures of one model over some prompts, as JSON values.
 
-    attributes: the observer's.  original: the base model's readings of the same prompts and noises; None
-    where these are they.  judges: attributes of the independent classifier.
+    attributes: the observer's.  target: of all prompts, or one for each.  original: the base model's readings
+    of the same prompts and noises; None where these are they.  judges: attributes of the independent
+    classifier.
     encoders: names of the image encoders of the readings.
     """
     result: dict[str, Any] = bias_figures([r.labels for r in readings], attributes, target)
@@ -83,7 +87,7 @@ def summarise(
 
 
 def bias_figures(
-    labels: Sequence[np.ndarray], attributes: Sequence[Attribute], target: TargetDistribution | None
+    labels: Sequence[np.ndarray], attributes: Sequence[Attribute], target: Aim
 ) -> dict[str, Any]:
     """Attribute -> figures, and gender_x_race, from labels (n, A) of each prompt; null without any face."""
     return {
@@ -95,7 +99,7 @@ def difference_figures(
     before: Sequence[np.ndarray],
     after: Sequence[np.ndarray],
     attributes: Sequence[Attribute],
-    target: TargetDistribution | None,
+    target: Aim,
 ) -> dict[str, Any]:
     """Attribute -> what `after` adds to `before`, from labels (n, A) of the same prompts and noises; null
     where one of them has no face."""
@@ -105,8 +109,13 @@ def difference_figures(
         counts = paired_counts(rows, second[name][1], len(_cells(parts)))
         added, interval = paired_difference(counts)
         figures[name] = None if np.isnan(added) else {"bias": added, "ci95": list(interval)}
+        if figures[name] is None:
+            continue
+        if isinstance(target, Sequence):
+            figures[name] |= _added_to_own(rows, second[name][1], parts, target)
+            continue
         wanted = _wanted(parts, target)
-        if wanted is not None and figures[name] is not None:
+        if wanted is not None:
             off = partial(target_error, target=wanted)
             added, interval = paired_difference(counts, off)
             base = float(mean_over_prompts(counts.sum(axis=2)[:, :-1], off))
@@ -133,6 +142,18 @@ def _cells(attributes: Sequence[Attribute]) -> list[str]:
     return ["*".join(cell) for cell in TargetDistribution.uniform(attributes).cells]
 
 
+def _added_to_own(
+    before: Sequence[np.ndarray],
+    after: Sequence[np.ndarray],
+    parts: Sequence[Attribute],
+    targets: Sequence[TargetDistribution],
+) -> dict[str, Any]:
+    wanted, classes = wanted_shares(parts, targets), len(_cells(parts))
+    if wanted is None:
+        return {}
+    return added_off_target(faces_of(before, classes), faces_of(after, classes), wanted)
+
+
 def _wanted(attributes: Sequence[Attribute], target: TargetDistribution | None) -> np.ndarray | None:
     """Shares (K,) that a target asks of these cells; None where it says nothing of them."""
     # an adapter's target may be of another classifier's classes, such as four races for these three
@@ -142,7 +163,7 @@ def _wanted(attributes: Sequence[Attribute], target: TargetDistribution | None) 
 
 
 def _figures(
-    labels: Sequence[np.ndarray], attributes: Sequence[Attribute], target: TargetDistribution | None
+    labels: Sequence[np.ndarray], attributes: Sequence[Attribute], target: Aim
 ) -> dict[str, Any] | None:
     """Of the cells of some attributes."""
     cells = _cells(attributes)
@@ -151,6 +172,9 @@ def _figures(
     except FairAdapterError:  # not one face
         return None
     table = measure_bias(labels, cells).to_dict()
+    if isinstance(target, Sequence):
+        own = wanted_shares(attributes, target)
+        return table if own is None else {**table, **off_target(faces_of(labels, len(cells)), own)}
     wanted = _wanted(attributes, target)
     if wanted is not None:
         off = partial(target_error, target=wanted)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...shared.adapter import FairnessAdapter
+from ...shared.adapter import AdapterWeights, FairnessAdapter
 from ...shared.attributes import Attribute, TargetDistribution
 from ...shared.classifiers import load_classifier
 from ...shared.errors import FairAdapterError
@@ -28,6 +28,7 @@ from ..running.progress import Progress
 from .measures import summarise
 from .readings import Plan, Reader, Readings
 from .report import SHOWN, Measured
+from .rows import Aim
 from .worded import Texts, Worded
 
 INDEPENDENT = "evaluator"
@@ -138,8 +139,8 @@ class Bench:
         """
         return adapter.check_base(self.model.describe(self.name))
 
-    def original(self, prompts: Sequence[Prompt], plan: Plan, target: TargetDistribution) -> Measured:
-        """The base model's figures."""
+    def original(self, prompts: Sequence[Prompt], plan: Plan, target: Aim) -> Measured:
+        """The base model's figures.  target: of all prompts, or one for each."""
         readings = self._read(self.model, self.identity, prompts, plan, "original")
         return Measured(self._figures(readings, prompts, target), readings)
 
@@ -156,17 +157,42 @@ class Bench:
 
         Raises FairAdapterError for an adapter of another base model.
         """
-        self.check(adapter)
         weights = adapter.at(target, strength)
+        readings = self._read_at(adapter, prompts, plan, weights)
+        return Measured(self._figures(readings, prompts, weights.target, original, adapter), readings)
+
+    def _read_at(
+        self, adapter: FairnessAdapter, prompts: Sequence[Prompt], plan: Plan, weights: AdapterWeights
+    ) -> list[Readings]:
+        """What is drawn with an adapter. Raises as `check`."""
+        self.check(adapter)
         identity = f"{self.identity} {weights.content_hash}"
         if adapter.negative_tokens:
             identity += " before the negative prompt too"
         if not weights.soft and not weights.lora:
-            readings = self._read(self.model, self.identity, prompts, plan, "strength 0")
-            return Measured(self._figures(readings, prompts, weights.target, original, adapter), readings)
+            return self._read(self.model, self.identity, prompts, plan, "strength 0")
         with Adaptation.from_weights(self.model, weights, adapter.negative_tokens) as adaptation:
-            readings = self._read(adaptation.adapted(), identity, prompts, plan, "with the adapter")
-        return Measured(self._figures(readings, prompts, weights.target, original, adapter), readings)
+            return self._read(adaptation.adapted(), identity, prompts, plan, "with the adapter")
+
+    def adapted_each(
+        self,
+        adapter: FairnessAdapter,
+        prompts: Sequence[Prompt],
+        plan: Plan,
+        original: Measured,
+        targets: Sequence[TargetDistribution],
+        strength: float = 1.0,
+    ) -> Measured:
+        """As `adapted`, each prompt at its own target and measured against it."""
+        groups: dict[TargetDistribution, list[int]] = {}
+        for place, target in enumerate(targets):
+            groups.setdefault(target, []).append(place)
+        readings: dict[int, Readings] = {}
+        for target, places in groups.items():
+            chosen = [prompts[place] for place in places]
+            readings |= zip(places, self._read_at(adapter, chosen, plan, adapter.at(target, strength)))
+        ordered = [readings[place] for place in range(len(prompts))]
+        return Measured(self._figures(ordered, prompts, targets, original, adapter), ordered)
 
     def worded(
         self,
@@ -185,7 +211,7 @@ class Bench:
         self,
         readings: Sequence[Readings],
         prompts: Sequence[Prompt],
-        target: TargetDistribution,
+        target: Aim,
         original: Measured | None = None,
         adapter: FairnessAdapter | None = None,
     ) -> dict[str, Any]:

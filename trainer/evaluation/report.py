@@ -20,8 +20,9 @@ from ...shared.tensor_file import write_bytes
 from ..configuration.prompts import Prompt
 from .measures import shares_by_prompt
 from .pages import render
+from .prompt_targets import PromptTargets
 from .readings import Readings
-from .rows import FEW, NAMES, Figures, counted, few_prompts, kept_rows, parts, skew_rows, uneven
+from .rows import FEW, NAMES, Aim, Figures, counted, few_prompts, kept_rows, parts, skew_rows, uneven
 
 SHOWN = 8  # prompts whose pictures are on the page
 CELL = 128  # px of a picture
@@ -41,6 +42,7 @@ class Report:
 
     attributes: those of the readings.  sections: further figures, title -> {"original": ..., "adapter": ...}.
     facts: what the page states beside the figures, name -> text.
+    own: the targets of prompts that each have their own; target is their mean then.
     """
 
     title: str
@@ -53,6 +55,12 @@ class Report:
     command: str
     facts: Mapping[str, str] = field(default_factory=dict)
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    own: PromptTargets | None = None
+
+    @property
+    def aim(self) -> Aim:
+        """What shares are held against: the target, or each prompt's own."""
+        return self.target if self.own is None else self.own.targets
 
     def to_dict(self) -> dict[str, Any]:
         """report.json."""
@@ -60,6 +68,8 @@ class Report:
         if self.adapter is not None:
             table["adapter"] = dict(self.adapter.figures)
         table["target"] = {"text": self.target.to_text(), **self.target.to_dict()}
+        if self.own is not None:
+            table["prompt_targets"] = self.own.to_dict(self.prompts)
         table["seconds"] = {name: round(value, 1) for name, value in self.seconds.items()}
         table["command"] = self.command
         table["facts"] = dict(self.facts)
@@ -145,8 +155,8 @@ class Report:
         for name in ordered_figures([*(a.name for a in self.attributes), PAIR]):
             if not set(parts(name)) & {*JOINT, *self.target.names}:
                 continue  # nobody asked for it
-            off = uneven(self.target, name)  # its bias is no fault then
-            if not off and any(uneven(self.target, part) for part in parts(name)):
+            off = uneven(self.aim, name)  # its bias is no fault then
+            if not off and any(uneven(self.aim, part) for part in parts(name)):
                 continue  # nothing is asked of the pair, and one of them shall be unequal
             figure, word = ("target_error", "off target by") if off else ("bias", "bias")
             values = [(measured.figures.get(name) or {}).get(figure) for _, measured in self.measured()]
@@ -161,7 +171,7 @@ class Report:
     def tables(self, models: Mapping[str, Figures]) -> dict[str, Any]:
         """The rows of everything that was measured of "original" and "adapter" on some prompts."""
         columns = list(models.values())
-        targets = [self.target] * len(columns)
+        targets = [self.aim] * len(columns)
         counts = [counted(columns[0][f"{what}s"], what) for what in ("prompt", "picture")]
         return {
             "extent": ", ".join(counts),

@@ -10,6 +10,7 @@ from ...shared.attributes import JOINT, PAIR, Attribute, TargetDistribution, ord
 from ...shared.metrics import FEW_PROMPTS
 
 Figures = Mapping[str, Any]
+Aim = TargetDistribution | Sequence[TargetDistribution] | None  # of a model: for all prompts, or of each
 NAMES = {PAIR: " x ".join(JOINT)}
 FEW = f"fewer than {FEW_PROMPTS} prompts: intervals are probably too narrow"
 USED = "used in training"
@@ -105,8 +106,10 @@ def parts(name: str) -> tuple[str, ...]:
     return JOINT if name == PAIR else (name,)
 
 
-def uneven(target: TargetDistribution | None, name: str) -> bool:
+def uneven(target: Aim, name: str) -> bool:
     """Whether a target asks for unequal shares of a figure's classes, so that their bias is no fault."""
+    if isinstance(target, Sequence):
+        return any(uneven(one, name) for one in target)
     if target is None or not set(parts(name)) <= set(target.names):
         return False
     return not target.is_equal(*parts(name))
@@ -115,7 +118,7 @@ def uneven(target: TargetDistribution | None, name: str) -> bool:
 def skew_rows(
     models: Sequence[Figures],
     attributes: Sequence[Attribute],
-    targets: Sequence[TargetDistribution | None],
+    targets: Sequence[Aim],
     within: str | None = None,
 ) -> list[SkewRow]:
     """The bias of every attribute, then how far the shares are off each model's target where that is unequal.

@@ -112,7 +112,8 @@ class Training:
     def iterate(self, iteration: int, stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Do one iteration. stop: whether this process was asked to stop after it; asked at its end."""
         began = time.perf_counter()
-        config, turn, target = self.config, self.schedule[iteration], self.targets[iteration]
+        config, turn = self.config, self.schedule[iteration]
+        target = self.targets.of(iteration, turn.prompt.text)
         entry = self.entry(turn)
         mine = self.processes.part(entry.images)  # the images of this process
 

@@ -11,6 +11,7 @@ from ...shared.adapter_target import TargetSpace
 from ...shared.attributes import TargetDistribution
 from ...shared.direct import step_weights
 from ...shared.errors import FairAdapterError
+from ...shared.target_table import in_order
 from ...shared.transport import expected_targets, slack
 from ..configuration.config import Config
 from ..configuration.prompts import Schedule, training_sets
@@ -26,7 +27,7 @@ from .face_reference import face_bank
 from .loop import Training
 from .optimizer import Optimizer
 from .originals import Mark, references
-from .targets import TargetDraw, target_space
+from .targets import TargetDraw, own_targets, target_space
 
 WIDE = 0.1  # of a share, what is worth telling
 
@@ -46,9 +47,12 @@ def prepare(
     encoders = load_encoders(config.loss.encoders if config.loss.semantics else (), processes.device)
     observer = load_observer(config.faces.classifier, config.faces.detector, encoders, processes.device)
     space = target_space(config.target, observer.target(config.target.text))
+    table = own_targets(config.target.table, space, [prompt.text for part in sets for prompt in part], say)
+    targets = TargetDraw(space, config.target.default_share, config.run.seed, table)
     nobody = {a.name: torch.zeros(0, len(a)) for a in space.attributes}
-    expected_targets(nobody, space.default, apart=config.loss.apart)  # refuses at once what can't be apart
-    targets = TargetDraw(space, config.target.default_share, config.run.seed)
+    rows = () if table is None else table.rows
+    for target in (space.default, *(in_order(row.target, space.default) for row in rows)):
+        expected_targets(nobody, target, apart=config.loss.apart)  # refuses at once what can't be apart
     model = load_base(config.model, processes.device) if model is None else model
     scale = model.guidance_scale if config.model.guidance_scale is None else config.model.guidance_scale
     step_weights(model.sampler(config.sampling.steps[0]), config.sampling.mode)  # refuses what it can't be
