@@ -130,9 +130,16 @@ def beside(target: TargetDistribution, default: TargetDistribution | None) -> Ta
     rest = [name for name in default.names if name not in target.names] if default is not None else []
     if default is None or not rest:
         return target
-    table = np.multiply.outer(target.probabilities, default.marginal(*rest))
-    axes = (*target.attributes, *(default.attribute(name) for name in rest))
-    return TargetDistribution(axes, table)  # type: ignore[arg-type]
+    axes = tuple(default.attribute(name) for name in rest)
+    kept = TargetDistribution(axes, default.marginal(*rest))  # type: ignore[arg-type]
+    parts = [kept]
+    if kept.is_product:  # without the rounding of joint shares that sums bring along
+        each = (kept.marginal(name).round(9) for name in rest)
+        parts = [TargetDistribution((axis,), shares) for axis, shares in zip(axes, each)]  # type: ignore[arg-type]
+    table = target.probabilities
+    for part in parts:
+        table = np.multiply.outer(table, part.probabilities)
+    return TargetDistribution((*target.attributes, *axes), table)  # type: ignore[arg-type]
 
 
 def in_order(target: TargetDistribution, default: TargetDistribution) -> TargetDistribution:
