@@ -70,13 +70,16 @@ class PictureRecord:
 
 @dataclass(frozen=True)
 class RecordFilter:
-    """prompt: part of the prompt.  adapter, model: the whole name.  Empty takes everything."""
+    """prompt: part of the prompt.  adapter, model: the whole name.  Empty takes everything.
+    last: only the newest pictures of these, 0 takes all.
+    """
 
     prompt: str = ""
     adapter: str = ""
     model: str = ""
+    last: int = 0
     where: str = field(init=False, default="")
-    values: tuple[str, ...] = field(init=False, default=())
+    values: tuple[str | int, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
         parts: list[tuple[str, str]] = []
@@ -87,8 +90,12 @@ class RecordFilter:
             (f"{name} = ?", getattr(self, name)) for name in ("adapter", "model") if getattr(self, name)
         ]
         where = " WHERE " + " AND ".join(clause for clause, _ in parts) if parts else ""
+        values: tuple[str | int, ...] = tuple(value for _, value in parts)
+        if self.last:
+            where = f" WHERE id IN (SELECT id FROM pictures{where} ORDER BY id DESC LIMIT ?)"
+            values = (*values, self.last)
         object.__setattr__(self, "where", where)
-        object.__setattr__(self, "values", tuple(value for _, value in parts))
+        object.__setattr__(self, "values", values)
 
 
 class RecordStore:
@@ -134,6 +141,15 @@ class RecordStore:
         if NOT_OURS in combinations:
             self._read_all(chosen)  # tells what is wrong with them
         return _summed(rows, combinations, [_pairs(labels, self.path) for labels in combinations])
+
+    def seen(self, chosen: RecordFilter | None = None) -> list[tuple[dict[str, str], int]]:
+        """The chosen pictures by the classes of their largest face, and how many of each; {} is no face."""
+        if not self.path.exists():
+            return []
+        rows = self._select("SELECT labels, COUNT(*) FROM pictures", chosen, " GROUP BY labels")
+        if any(labels == NOT_OURS for labels, _ in rows):
+            self._read_all(chosen)  # tells what is wrong with them
+        return [(dict(_pairs(labels, self.path)), int(number)) for labels, number in rows]
 
     def to_csv(self, chosen: RecordFilter | None = None) -> str:
         """One line for each picture: its settings, and class and confidence of the largest face."""

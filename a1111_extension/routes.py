@@ -4,7 +4,8 @@
     GET /fair-adapter/adapter?name=NAME      one of them
     GET /fair-adapter/live                   the live bars of the sampling in progress
     GET /fair-adapter/last?tab=txt2img       readings of a tab's last generation
-    GET /fair-adapter/statistics?prompt=&adapter=&model=&target=   past generations
+    GET /fair-adapter/statistics?prompt=&adapter=&model=&target=&last=&pictures=   past generations
+    GET /fair-adapter/words?prompt=&target=&pictures=&seed=&first=&place=&marker=&phrases=&last=   prompts
 
 With --api-auth they ask for the same name and password. Errors are {"detail": "one line"}.
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 from ..shared.errors import FairAdapterError
 from ..shared.library import AdapterSummary
+from . import planning
 from .monitor import LiveMonitor
 from .records import RecordFilter
 from .service import FairService
@@ -49,10 +51,25 @@ class Api:
         return {"tab": tab, "result": found.data if found is not None else None}
 
     def statistics(
-        self, prompt: str = "", adapter: str = "", model: str = "", target: str = ""
+        self,
+        prompt: str = "",
+        adapter: str = "",
+        model: str = "",
+        target: str = "",
+        last: str = "0",
+        pictures: str = "0",
     ) -> dict[str, Any]:
-        statistics = self.service.records.statistics(RecordFilter(prompt, adapter, model))
+        """pictures: of the next batch, whose counts would even these out; 0 asks for none."""
+        chosen = RecordFilter(prompt, adapter, model, planning.whole("last", last, 0))
+        statistics = self.service.records.statistics(chosen)
         aimed = self.service.target(adapter, target) if target.strip() else None
+        images = planning.whole("pictures", pictures, 0)
+        further = {}
+        if images:
+            batch = planning.next_batch(
+                self.service, planning.aimed(self.service, target, adapter), images, chosen
+            )
+            further = {"next": {"target": batch.target.to_text(), "text": batch.to_text()}}
         return {
             "pictures": statistics.pictures,
             "without_face": statistics.without_face,
@@ -60,6 +77,18 @@ class Api:
             "bias": {a.name: statistics.bias(a.name) for a in statistics.attributes},
             "note": statistics.note(),
             "shares": [row.to_dict() for row in statistics.measure(aimed)],
+            **further,
+        }
+
+    def words(self, **given: str) -> dict[str, Any]:
+        """One prompt for each picture; see `planning.drawn`."""
+        found, line = planning.drawn(self.service, given)
+        return {
+            "prompts": found.prompts,
+            "phrases": [picture.phrase for picture in found.pictures],
+            "classes": [dict(picture.classes) for picture in found.pictures],
+            "seeds": [picture.seed for picture in found.pictures],
+            "notes": [*([line] if line else []), *found.notes],
         }
 
 
@@ -94,7 +123,8 @@ def register(app: Any, service: FairService, api_auth: str | None = None) -> Non
         "adapter": (api.adapter, ("name",)),
         "live": (api.live, ()),
         "last": (api.last, ("tab",)),
-        "statistics": (api.statistics, ("prompt", "adapter", "model", "target")),
+        "statistics": (api.statistics, ("prompt", "adapter", "model", "target", "last", "pictures")),
+        "words": (api.words, planning.ASKED),
     }
     for path, (answer, names) in table.items():
         app.add_api_route(f"{PREFIX}/{path}", endpoint(answer, names), methods=["GET"])

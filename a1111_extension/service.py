@@ -16,6 +16,7 @@ from ..shared.adapter_layout import AdapterOutline
 from ..shared.attributes import KNOWN, STANDARD, Attribute, TargetDistribution, ordered
 from ..shared.errors import FairAdapterError
 from ..shared.library import SHIPPED, AdapterLibrary
+from ..shared.phrases import PhraseTables
 from ..shared.presets import presets
 from ..shared.reader import FaceReader
 from . import views
@@ -70,8 +71,9 @@ class LastResult:
 
 
 class FairService:
-    """library: adapters.  records: past readings.  monitor: the live bars.  scratch: downloads.
-    options: gives the settings in force.  device: gives where "automatic" reads faces, such as "cuda".
+    """library: adapters.  phrases: their tables.  records: past readings.  monitor: the live bars.
+    scratch: downloads.  options: gives the settings in force.
+    device: gives where "automatic" reads faces, such as "cuda".
     roots: folders of the program around us; where on this machine they lie is shown to nobody.
     """
 
@@ -84,6 +86,7 @@ class FairService:
         roots: Sequence[Path] = (),
     ) -> None:
         self.library = AdapterLibrary([*folders, SHIPPED])
+        self.phrases = PhraseTables(folders)
         self.records = RecordStore(data / "statistics.sqlite")
         self.monitor = LiveMonitor()
         self.scratch = Scratch()

@@ -22,11 +22,10 @@ from ..shared.statistics import FairnessStatistics
 from ..shared.switches import apart
 from . import views
 from .injection import NativeStore
-from .records import RecordFilter
+from .planning import ANY, even_out, filtered, words_tool
 from .request import NO_ADAPTER
 from .service import FairService
 
-ANY = "all"
 LIMIT = 500  # pictures of one analysis
 SHEET = 120  # pictures on the contact sheet
 TOLD = 20  # pictures left out that are named
@@ -53,7 +52,7 @@ def build(service: FairService, host: Folders | None, local_folders: bool = True
 
 
 def fill(page: gr.Blocks, service: FairService, host: Folders | None, local_folders: bool = True) -> None:
-    """The three parts, inside an open page."""
+    """The four parts, inside an open page."""
     with gr.Tabs(elem_id="fair_tabs"):
         with gr.TabItem("Library", elem_id="fair_library_tab"):
             _library(page, service, host)
@@ -61,6 +60,8 @@ def fill(page: gr.Blocks, service: FairService, host: Folders | None, local_fold
             _statistics(service)
         with gr.TabItem("Analyse pictures", elem_id="fair_analyse_tab"):
             _analysis(service, local_folders)
+        with gr.TabItem("Draw attributes", elem_id="fair_words_tab"):
+            words_tool(service)
 
 
 # ---- library
@@ -154,6 +155,13 @@ def _statistics(service: FairService) -> None:
         target = gr.Textbox(
             "", label="Compare with the target", placeholder="gender=50/50", elem_id="fair_filter_target"
         )
+        last = gr.Number(
+            0,
+            label="Last pictures",
+            precision=0,
+            elem_id="fair_filter_last",
+            info="the newest of these; 0: all",
+        )
     with gr.Row():
         show = gr.Button("Show", variant="primary", elem_id="fair_statistics_show")
         save = gr.Button("CSV", elem_id="fair_statistics_csv")
@@ -161,47 +169,46 @@ def _statistics(service: FairService) -> None:
         reset = gr.Button("Delete what the filter shows", elem_id="fair_statistics_reset")
     view = gr.HTML("", elem_id="fair_statistics")
     file = gr.File(label="CSV file", visible=False, elem_id="fair_statistics_file")
+    chosen = [prompt, adapter, model, target, last]
+    even_out(service, chosen)
 
-    def on_show(*chosen: str) -> list[Any]:
+    def on_show(*chosen: Any) -> list[Any]:
         menus = [gr.update(choices=[ANY, *_recorded(service, name)]) for name in ("adapter", "model")]
         return [show_statistics(service, *chosen), *menus]
 
-    def on_save(*chosen: str) -> list[Any]:
+    def on_save(*chosen: Any) -> list[Any]:
         try:
-            text = service.records.to_csv(_filter(*chosen[:3]))
+            text = service.records.to_csv(filtered(*chosen[:3], last=chosen[4]))
         except FairAdapterError as error:
             return [gr.update(visible=False), service.problem(error)]
         place = service.scratch.place("fair_statistics.csv")
         place.write_text(text, encoding="utf-8")
         return [gr.update(value=str(place), visible=True), gr.update()]
 
-    def on_reset(certain: bool, *chosen: str) -> list[Any]:
+    def on_reset(certain: bool, *chosen: Any) -> list[Any]:
         if not certain:
             return [views.message(["Tick 'Really delete' first."], "warning"), False]
         try:
-            count = service.records.reset(_filter(*chosen[:3]))
+            count = service.records.reset(filtered(*chosen[:3], last=chosen[4]))
         except FairAdapterError as error:
             return [service.problem(error), False]
         return [views.message([f"{count} pictures forgotten."], "info"), False]
 
-    chosen = [prompt, adapter, model, target]
     show.click(on_show, chosen, [view, adapter, model], queue=False)
     save.click(on_save, chosen, [file, view], queue=False)
     reset.click(on_reset, [sure, *chosen], [view, sure], queue=False)
 
 
-def show_statistics(service: FairService, prompt: str, adapter: str, model: str, target: str) -> str:
+def show_statistics(
+    service: FairService, prompt: str, adapter: str, model: str, target: str, last: Any = 0
+) -> str:
     """HTML of the chosen records against a target."""
     try:
-        statistics = service.records.statistics(_filter(prompt, adapter, model))
+        statistics = service.records.statistics(filtered(prompt, adapter, model, last))
         aimed = service.target("" if adapter == ANY else adapter, target or "")
         return views.statistics_view(statistics, aimed)
     except FairAdapterError as error:
         return service.problem(error)
-
-
-def _filter(prompt: str, adapter: str, model: str) -> RecordFilter:
-    return RecordFilter(prompt or "", *("" if name in (ANY, None) else name for name in (adapter, model)))
 
 
 def _recorded(service: FairService, column: str) -> list[str]:

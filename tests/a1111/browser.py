@@ -86,9 +86,9 @@ def _local(url: str) -> bool:
 class Webui:
     """txt2img and our tab, by element ids."""
 
-    def __init__(self, page: Any) -> None:
+    def __init__(self, page: Any, ready: str = "#txt2img_prompt textarea") -> None:
         self.page = page
-        page.wait_for_selector("#txt2img_prompt textarea")
+        page.wait_for_selector(ready)
 
     def open_accordion(self) -> None:
         """Enable the script: its accordion is its switch."""

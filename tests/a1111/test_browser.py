@@ -140,6 +140,35 @@ def exported_tokens(server: lab.Server, webui: browser.Webui, page: Any) -> None
     assert typed == ours != base
 
 
+def even_out(webui: browser.Webui, page: Any) -> None:
+    """The last four pictures alone, and what the next must be."""
+    webui.type_number("fair_filter_last", 4)
+    webui.fill("fair_filter_target", "gender=50/50")
+    page.locator("#fair_statistics_show").click()
+    said = "([place, text]) => document.querySelector(place).innerText.includes(text)"
+    page.wait_for_function(said, arg=["#fair_statistics", "4 pictures of 1 prompt"])
+    webui.type_number("fair_next_pictures", 6)
+    page.locator("#fair_next").click()
+    page.wait_for_function(said, arg=["#fair_next_told", "next 6: gender female"])
+    assert re.fullmatch(r"gender=female:[\d.]+,male:[\d.]+", webui.text("fair_next_target"))
+
+
+def words(webui: browser.Webui, page: Any) -> None:
+    """One prompt for each picture; what the prompt names stays."""
+    page.locator("#fair_tabs button", has_text="Draw attributes").first.click()
+    webui.fill("fair_words_prompt", "a female cook")
+    webui.fill("fair_words_target", "gender=50/50;age=75/25")
+    webui.type_number("fair_words_pictures", 4)
+    webui.type_number("fair_words_seed", 3)
+    page.locator("#fair_words_draw").click()
+    said = "([place, text]) => document.querySelector(place).innerText.includes(text)"
+    page.wait_for_function(said, arg=["#fair_words_told", "the prompt names gender (female)"])
+    prompts = webui.text("fair_words_result").splitlines()
+    assert len(prompts) == 4 and sum("a person of about 20" in p or "about 30" in p for p in prompts) == 3
+    assert all(prompt.endswith(", a female cook") for prompt in prompts)
+    assert page.locator("#fair_words_file a").first.get_attribute("href")
+
+
 def the_tab(server: lab.Server, webui: browser.Webui, page: Any, shots: Path) -> None:
     webui.tab("Fair Adapter")
     page.wait_for_selector("#fair_library_table td")
@@ -151,6 +180,10 @@ def the_tab(server: lab.Server, webui: browser.Webui, page: Any, shots: Path) ->
     page.locator("#fair_statistics_show").click()
     page.wait_for_selector("#fair_statistics .fair-share")
     webui.shot(shots / "statistics.png")
+    even_out(webui, page)
+    webui.shot(shots / "even_out.png")
+    words(webui, page)
+    webui.shot(shots / "words.png")
     page.locator("#fair_tabs button", has_text="Analyse pictures").first.click()
     folder = lab.ROOT / "tests" / "data" / "faces"
     page.locator("#fair_analyse_folder textarea, #fair_analyse_folder input").first.fill(str(folder))

@@ -59,6 +59,33 @@ def fill(page: Any, name: str, value: str) -> None:
     page.settle()
 
 
+def test_attributes_in_words_and_what_evens_out(address: str) -> None:
+    with browser.opened(address) as page:
+        webui = browser.Webui(page, ready="#studio_prompt textarea")
+        page.get_by_role("tab", name="Library and statistics").click()
+        page.get_by_role("tab", name="Draw attributes").click()
+        webui.fill("fair_words_prompt", "a photo of [person], a cook")
+        webui.fill("fair_words_target", "gender=50/50;race=equal")
+        page.locator("#fair_words_place label", has_text="at the marker").first.click()
+        page.locator("#fair_words_draw").click()
+        page.wait_for_function("() => document.querySelector('#fair_words_result textarea').value")
+        prompts = webui.text("fair_words_result").splitlines()
+        assert len(prompts) == 12 and sum("photo of a woman, " in prompt for prompt in prompts) == 6
+        path = Path(lab.LAB / "screenshots" / "studio_words.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=path, full_page=True)
+        webui.fill("fair_words_target", "gender=60/60")
+        page.locator("#fair_words_draw").click()
+        page.wait_for_selector("#fair_words_told .fair-error")
+        assert webui.text("fair_words_result") == ""
+        page.get_by_role("tab", name="Statistics", exact=True).click()
+        webui.fill("fair_filter_target", "gender=50/50")
+        page.locator("#fair_next").click()
+        page.wait_for_selector("#fair_next_told .fair-info")
+        assert webui.text("fair_next_target") == "gender=female:50,male:50"  # nothing was drawn yet
+        assert page.errors == []
+
+
 def test_before_and_after_from_the_same_noise(address: str) -> None:
     with browser.opened(address) as page:
         page.wait_for_selector("#studio_prompt textarea")
