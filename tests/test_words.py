@@ -1,5 +1,6 @@
 """Attributes in words: what is said, where it stands, what a prompt keeps; tables that are wrong."""
 
+import json
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -244,3 +245,20 @@ def test_figures_of_batches() -> None:
 def test_program_refuses_what_it_cannot_measure(capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main(["--images", "10", "--exact", "4"]) == 2
     assert "--exact: expected a divisor of the 10 pictures of a prompt, found 4" in capsys.readouterr().err
+
+
+def test_words_reach_the_pictures_that_they_are_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one noise the portrait model draws who the words say; without words the noises are the same."""
+    arguments = ["--limit", "1", "--images", "6", "--exact", "6", "--steps", "12", "--target", "gender=50/50"]
+    places = ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out"), "--encoder", "none"]
+    assert program.main([*arguments, *places]) == 0
+    report = json.loads((tmp_path / "out" / "in_words.json").read_text())
+    assert sorted(prompt.split(" ")[7] for prompt in report["examples"]) == ["female"] * 3 + ["male"] * 3
+    assert all("[person]" not in prompt for prompt in report["examples"])
+    found = report["batches"]["words"]
+    assert min(found["training"]["gender"], found["independent"]["gender"]) >= 5 / 6
+    assert report["models"]["original"]["pictures"] == report["models"]["words"]["pictures"] == 6
+    assert report["models"]["words"]["gender"]["bias"] <= 1 / 3
+    assert "independent: off gender" in capsys.readouterr().out
