@@ -16,7 +16,7 @@ from .perceived import Cell, Perceived
 _TIE = 1e-9  # cost that decides between equal pictures, far below any difference a classifier means
 
 
-def assign(perceived: Perceived, wanted: Sequence[Cell]) -> list[int]:
+def assign(perceived: Perceived, wanted: Sequence[Cell], extra: np.ndarray | float = 0.0) -> list[int]:
     """For each picture the place in `wanted` of the cell that it gets: the fewest and smallest changes.
 
     The sum of distances between class probabilities and cells is least (the cost of `transport_cost`: to

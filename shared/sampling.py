@@ -80,13 +80,15 @@ def rollout(
     noise: Tensor,
     guidance: Guidance,
     batch: int | None = None,
-    callback: Callable[[int, Tensor, Tensor], None] | None = None,
+    callback: Callable[[int, Tensor, Tensor], Guidance | None] | None = None,
 ) -> Trajectory:
     """Sample without gradient.
 
     noise: (N, ...) standard normal; its dtype and device are those of the latents.
     batch: images per network call (guidance doubles it); None takes all at once.
-    callback: called with (k, z_k, predicted z_0) after each of the T network evaluations, k = 1 .. T.
+    callback: called with (k, z_k, predicted z_0) after each of the T network evaluations, k = 1 .. T. A
+        guidance that it returns is that of the evaluations to come; pictures whose rows it leaves as they are
+        stay the same to the last bit.
     """
     steps, images = sampler.steps, len(noise)
     here = with_timesteps_on(sampler, noise.device)
@@ -100,7 +102,8 @@ def rollout(
                 outputs[k, chunk] = guided_output(model, inputs, timesteps, guidance, chunk, images)
             latents[k + 1] = next_latents(sampler, k + 1, latents[0], outputs[: k + 1])
             if callback is not None:
-                callback(k + 1, latents[k + 1], sampler.predicted_image(k, latents[k], outputs[k]))
+                changed = callback(k + 1, latents[k + 1], sampler.predicted_image(k, latents[k], outputs[k]))
+                guidance = guidance if changed is None else changed
     return Trajectory(latents, sampler)
 
 
