@@ -22,10 +22,12 @@ def assign(perceived: Perceived, wanted: Sequence[Cell], extra: np.ndarray | flo
     The sum of distances between class probabilities and cells is least (the cost of `transport_cost`: to
     change both classes of one picture costs less than one class of each of two). A picture without a face
     gets what is left. Ties go to the earlier cell for the earlier picture: equal pictures keep the order of
-    `wanted`. Raises FairAdapterError unless there are as many cells as pictures.
+    `wanted`.
+    extra: (N, N), added to the cost of each cell for each picture.
+    Raises FairAdapterError unless there are as many cells as pictures.
     """
     _check(perceived, wanted)
-    return least_cost(perceived.changes(wanted))
+    return least_cost(perceived.changes(wanted) + extra)
 
 
 def assign_finished(perceived: Perceived, wanted: Sequence[Cell]) -> list[int]:
