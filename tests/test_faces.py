@@ -1,7 +1,7 @@
 """Detection and alignment: the 36 fixture faces, odd images, and what the maths promises."""
 
 import math
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import Face, FaceDetector, align, align_all, align_largest, largest, window
 from fair_adapter.shared.faces.alignment import CHIP_02, similarity, template
+from fair_adapter.shared.faces.cascade_nets import FILE, load_nets
 from fair_adapter.shared.faces.detection import stack_points
-from fair_adapter.shared.faces.mtcnn import crop, integral, suppress, suppress_nested
+from fair_adapter.shared.faces.mtcnn import crop, integral, normalised, suppress, suppress_nested
 from fair_adapter.shared.faces.windows import detection_size
 from fair_adapter.shared.images import load_image, to_bytes, to_pil
+from fair_adapter.shared.weight_files import WEIGHTS_FOLDER
 from fair_adapter.tests.fixture_faces import aligned, chain, detector, images
 
 POINTS = ((30.0, 40.0), (70.0, 42.0), (50.0, 60.0), (34.0, 80.0), (66.0, 81.0))
@@ -64,6 +66,34 @@ def test_cascade_agrees_with_the_package_it_replaces() -> None:
         ]
         kept.sort(key=lambda f: -f.area(256, 256))
         assert_same_faces(faces, kept, 0.01)
+
+
+def package_nets() -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]:
+    """The package's own nets with its own weights."""
+    from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
+
+    return PNet().eval(), RNet().eval(), ONet().eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_nets_are_the_packages_to_the_bit(order: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for ours, theirs, size in zip(load_nets(), package_nets(), ((90, 61), (24, 24), (48, 48))):
+        crops = normalised(torch.rand(7, 3, *size, generator=generator) * 255).contiguous(memory_format=order)
+        found, expected = ours(crops), theirs(crops)
+        assert len(found) == len(expected) > 1
+        assert all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+def test_boxes_are_those_of_the_packages_nets_to_the_bit() -> None:
+    theirs = FaceDetector()
+    cascade = theirs.cascade
+    cascade.propose_net, cascade.refine_net, cascade.output_net = package_nets()
+    crowd = torch.cat([torch.cat(list(images()[i * 4 : i * 4 + 4]), 2) for i in range(3)], 1)[None]
+    for pictures in (images(), crowd, turned(images()[:8], 20)):
+        found = detector().detect(pictures)
+        assert any(found) and found == theirs.detect(pictures)
 
 
 def test_batch_is_the_same_as_one_by_one() -> None:
@@ -145,12 +175,17 @@ def test_wrong_images_are_an_error(bad: torch.Tensor) -> None:
         detector().detect(bad)
 
 
-def test_missing_package_names_the_command(monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "facenet_pytorch", None)
-    with pytest.raises(FairAdapterError) as error:
-        FaceDetector()
-    command = f'type: "{sys.executable}" -m pip install --no-deps facenet-pytorch==2.6.0'
-    assert str(error.value).endswith(command)
+def test_missing_damaged_or_foreign_weights_name_the_file(tmp_path: Path) -> None:
+    broken, whole = tmp_path / "mtcnn.safetensors", FILE.read_bytes()
+    foreign = (WEIGHTS_FOLDER / "gender.safetensors").read_bytes()
+    for content in (None, b"", whole[: len(whole) // 2], foreign):
+        if content is not None:
+            broken.write_bytes(content)
+        with pytest.raises(FairAdapterError) as error:
+            load_nets(broken)
+        message = str(error.value)
+        assert message.startswith(f"{broken}: expected") and "git checkout" in message
+        assert "\n" not in message
 
 
 def test_largest_face_counts_only_what_is_inside_the_image() -> None:

@@ -6,14 +6,12 @@ that nothing is downloaded and every version that could be replaced is known.
 
 import ast
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import venv
 import zipfile
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +20,7 @@ import pytest
 from fair_adapter import install
 
 ROOT = Path(__file__).resolve().parents[1]
-FACENET_NEEDS = ("numpy (<1.26)", "torch (<2.1)")  # as the real one, bounds that a host's packages break
+FACENET_NEEDS = ("numpy (<1.26)", "torch (<2.1)")  # as the real one, bounds that the table breaks
 POISON = "raise RuntimeError('install.py must not import this')\n"
 TABLE = """
 [project.optional-dependencies]
@@ -120,46 +118,18 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install.environment_python(folder / "env")
 
 
-@pytest.fixture
-def clean_host(host: Path, wheels: Path) -> Iterator[Path]:
-    """The same host, without facenet-pytorch before and after."""
-    remove = (host, "-m", "pip", "uninstall", "--yes", "-q", "facenet-pytorch")
-    run(*remove, env=environ(wheels))
-    yield host
-    run(*remove, env=environ(wheels))
-
-
-def start_in_host(python: Path, wheels: Path) -> subprocess.CompletedProcess[str]:
-    webui = python.parents[2] / "webui"
-    return run(python, ROOT / "install.py", cwd=webui, env=environ(wheels, PYTHONPATH=str(webui)))
-
-
 def frozen(python: Path, wheels: Path) -> set[str]:
-    lines = run(python, "-m", "pip", "freeze", env=environ(wheels)).stdout.split()
-    return {line.replace("_", "-") for line in lines}
+    return set(run(python, "-m", "pip", "freeze", env=environ(wheels)).stdout.split())
 
 
-def test_host_gains_facenet_and_nothing_else(clean_host: Path, wheels: Path) -> None:
-    before = frozen(clean_host, wheels)
-    first = start_in_host(clean_host, wheels)
-    assert (first.returncode, first.stderr) == (0, "")
-    assert first.stdout.count("\n") == 1 and "facenet-pytorch==2.6.0" in first.stdout
+def test_host_stays_as_it_is(host: Path, wheels: Path) -> None:
+    """Whatever could be installed is offered; what is imported fails."""
+    before = frozen(host, wheels)
     assert {"torch==2.1.2", "torchvision==0.16.2", "numpy==1.26.2"} <= before
-    assert frozen(clean_host, wheels) == before | {"facenet-pytorch==2.6.0"}
-
-    again = start_in_host(clean_host, wheels)
-    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
-
-
-def test_host_without_network_gets_a_command_that_works(
-    clean_host: Path, wheels: Path, tmp_path: Path
-) -> None:
-    offline = start_in_host(clean_host, tmp_path)
-    assert (offline.returncode, offline.stderr) == (0, "")
-    assert offline.stdout.count("\n") == 1
-    command = shlex.split(offline.stdout.partition("Type: ")[2])
-    assert run(*command, env=environ(wheels)).returncode == 0
-    assert start_in_host(clean_host, wheels).stdout == ""
+    webui = host.parents[2] / "webui"
+    result = run(host, ROOT / "install.py", cwd=webui, env=environ(wheels, PYTHONPATH=str(webui)))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert frozen(host, wheels) == before
 
 
 def test_python_without_torch_stays_as_it_is(tmp_path: Path, wheels: Path) -> None:
@@ -169,13 +139,6 @@ def test_python_without_torch_stays_as_it_is(tmp_path: Path, wheels: Path) -> No
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.count("\n") == 1 and "install.py demo" in result.stdout
     assert sorted(tmp_path.rglob("*")) == files
-
-
-def test_damaged_clone_does_not_stop_the_host(clean_host: Path, wheels: Path, tmp_path: Path) -> None:
-    shutil.copy(ROOT / "install.py", tmp_path)
-    result = run(clean_host, tmp_path / "install.py", env=environ(wheels))
-    assert result.returncode == 0
-    assert result.stderr.count("\n") == 1 and "pyproject.toml" in result.stderr
 
 
 # --- an environment of our own --------------------------------------------------------------------------

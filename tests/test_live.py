@@ -137,9 +137,9 @@ def test_a_copy_that_fails_ends_the_bars_alone() -> None:
 
 def test_our_own_errors_keep_their_remedy() -> None:
     def broken(latents: Tensor) -> Tensor:
-        raise FairAdapterError("face detection: expected the package facenet-pytorch, found none; run this")
+        raise FairAdapterError("mtcnn.safetensors: expected a weight file, found none; restore it")
 
-    assert run_without_waiting(broken)[1].error.startswith("face detection: expected")  # type: ignore[union-attr]
+    assert run_without_waiting(broken)[1].error.startswith("mtcnn.safetensors: expected")  # type: ignore[union-attr]
 
 
 def test_closing() -> None:

@@ -23,7 +23,7 @@ from ..attributes import Attribute
 from ..errors import FairAdapterError
 from ..faces.alignment import FRAME
 from ..precision import full_precision
-from .weights import WEIGHTS_FOLDER
+from ..weight_files import WEIGHTS_FOLDER
 
 CALIBRATION = WEIGHTS_FOLDER / "calibration.json"
 

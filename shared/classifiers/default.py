@@ -24,12 +24,12 @@ from ..attributes import AGE, GENDER, RACE, Attribute
 from ..errors import FairAdapterError
 from ..faces.alignment import window
 from ..precision import full_precision
+from ..weight_files import WEIGHTS_FOLDER, identity, read_tensors, take
 from .base import ClassifierModule, check_faces, temperatures
 from .dlib_face import MEAN, DlibFaceNet
 from .dlib_face import PADDING as EMBEDDING_PADDING
 from .dlib_face import SIZE as EMBEDDING_SIZE
 from .graph import Graph
-from .weights import WEIGHTS_FOLDER, identity, read_tensors, take
 
 NAME = "default"
 FILES = {

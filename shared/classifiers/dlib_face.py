@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .weights import dequantised, read_tensors, take
+from ..weight_files import dequantised, read_tensors, take
 
 SIZE = 150  # side of the chip in px
 PADDING = 0.25  # of dlib's chip geometry

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from ..attributes import AGE, GENDER, RACE, Attribute
 from ..errors import FairAdapterError
 from ..faces.alignment import window
+from ..weight_files import RESTORE, WEIGHTS_FOLDER, identity, read_tensors, take
 from .base import ClassifierModule
-from .weights import RESTORE, WEIGHTS_FOLDER, identity, read_tensors, take
 
 NAME = "evaluator"
 NET_FILE, HEAD_FILE = "evaluator_faceres.safetensors", "evaluator_head.safetensors"

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from ..attributes import AGE, GENDER, RACE4, Attribute
 from ..errors import FairAdapterError
 from ..faces.alignment import window
+from ..weight_files import identity
 from .base import ClassifierModule, temperatures
 from .checkpoints import head_width, load_strictly, read_checkpoint
 from .torchvision_nets import IMAGENET_MEAN, IMAGENET_STD, torchvision_models
-from .weights import identity
 
 NAME = "fairface"
 OUTPUTS = 18

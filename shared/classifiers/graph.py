@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import FairAdapterError
-from .weights import RESTORE, dequantised, read_tensors, take
+from ..weight_files import RESTORE, dequantised, read_tensors, take
 
 Attributes = Mapping[str, Any]
 

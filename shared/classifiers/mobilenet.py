@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from ..attributes import AGE, GENDER, RACE4, Attribute
 from ..errors import FairAdapterError
 from ..faces.alignment import window
+from ..weight_files import identity
 from .base import ClassifierModule, temperatures
 from .checkpoints import head_width, load_strictly, read_checkpoint
 from .torchvision_nets import torchvision_models
-from .weights import identity
 
 NAME = "mobilenet"
 SIZE, PADDING = 224, 0.5

@@ -70,7 +70,7 @@ class FaceDetector:
         smallest: least side of a face as a fraction of the image's shorter side.
 
     Raises:
-        FairAdapterError: facenet-pytorch or its weights are missing.
+        FairAdapterError: the weight file is missing, damaged or another one.
     """
 
     def __init__(self, threshold: float = 0.9, smallest: float = SMALLEST_FACE) -> None:

@@ -1,10 +1,9 @@
 """The MTCNN cascade: proposal, refinement and output net over a batch of equal-size images.
 
 Zhang et al., "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks",
-IEEE SPL 2016. The three nets and their weights come from the facenet-pytorch package (MIT); its own
-cascade is not called because it crashes on images whose shorter side is below its min_face_size (20 px) and
-on boxes that leave the image, and crops box by box in a Python loop. This one agrees with it
-(tests/test_faces.py) and
+IEEE SPL 2016. Nets and weights are those of the package facenet-pytorch (`cascade_nets`); its own cascade
+crashes on images whose shorter side is below its min_face_size (20 px) and on boxes that leave the image, and
+crops box by box in a Python loop. This one agrees with it (tests/test_faces.py) and
 
 * crops every box of a batch at once, through integral images of whole grey levels: exact sums, so that
   a crop does not depend on the device or on its neighbours in the batch;
@@ -13,20 +12,14 @@ on boxes that leave the image, and crops box by box in a Python loop. This one a
 
 from __future__ import annotations
 
-import pickle
-import sys
 from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import FairAdapterError
+from .cascade_nets import load_nets
 
-_PIP = "pip" if find_spec("pip") or not find_spec("uv") else "uv pip"  # ComfyUI's desktop has uv alone
-INSTALL = f'type: "{sys.executable}" -m {_PIP} install --no-deps facenet-pytorch==2.6.0'
 CELL = 12  # side of the proposal net's receptive field, and its stride below
 STRIDE = 2
 PYRAMID = 0.709  # ratio of neighbouring scales: each halves the area
@@ -35,26 +28,15 @@ BATCH = 1024  # boxes per pass of the second and third net
 
 
 class Cascade(nn.Module):
-    """P-Net, R-Net and O-Net with the weights of the installed facenet-pytorch package.
+    """P-Net, R-Net and O-Net.
 
     Raises:
-        FairAdapterError: the package is missing or its weight files are.
+        FairAdapterError: their weight file is missing, damaged or another one.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        try:
-            import facenet_pytorch
-            from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
-        except ImportError as error:
-            raise FairAdapterError(
-                f"face detection: expected the package facenet-pytorch, found none ({error}); {INSTALL}"
-            ) from error
-        data = Path(facenet_pytorch.__file__).parent / "data"
-        self.propose_net = _load(PNet(pretrained=False), data / "pnet.pt")
-        self.refine_net = _load(RNet(pretrained=False), data / "rnet.pt")
-        self.output_net = _load(ONet(pretrained=False), data / "onet.pt")
-        self.eval().requires_grad_(False)
+        self.propose_net, self.refine_net, self.output_net = load_nets()
 
     @torch.no_grad()
     def forward(self, levels: Tensor, smallest: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -106,17 +88,6 @@ class Cascade(nn.Module):
         boxes = _regress(boxes, shift)
         keep = suppress_nested(boxes, score, owner, 0.7)
         return boxes[keep], score[keep], points[keep], owner[keep]
-
-
-def _load(net: nn.Module, path: Path) -> nn.Module:
-    try:
-        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise FairAdapterError(
-            f"{path}: expected the weights of facenet-pytorch 2.6.0, found none that load "
-            f"({type(error).__name__}); {INSTALL}"
-        ) from error
-    return net
 
 
 def normalised(levels: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from fair_adapter.shared.adapter import FairnessAdapter
 from fair_adapter.shared.adapter_info import AdapterInfo, BaseModel, weights_hash
 from fair_adapter.shared.adapter_target import TargetSpace
 from fair_adapter.shared.attributes import TargetDistribution
+from fair_adapter.tests.a1111.webui.modules.clip_tokens import clip_tokenizer
 
 PORTRAIT = Path(__file__).resolve().parents[2] / "shared" / "portrait"
 SPACE = TargetSpace(
@@ -43,8 +43,8 @@ def base_model() -> BaseModel:
 def word_vectors(words: str, count: int) -> Tensor:
     """Token embeddings of words, repeated to (count, d)."""
     table = load_file(PORTRAIT / "text_encoder" / "model.safetensors")["embeddings.token_embedding.weight"]
-    tokenizer = Tokenizer.from_file(str(PORTRAIT / "tokenizer" / "tokenizer.json"))
-    ids = tokenizer.encode(words, add_special_tokens=False).ids
+    tokenizer = clip_tokenizer(PORTRAIT / "tokenizer")
+    ids = tokenizer.encode(words).ids
     return table[[ids[i % len(ids)] for i in range(count)]].float()
 
 

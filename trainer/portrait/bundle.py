@@ -57,6 +57,8 @@ def write_pipeline(model: TextAndUNet, vae: AutoencoderKL, folder: Path, card: P
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    # what the library writes of a tokenizer says vocab.json and merges.txt again, in 3.6 MB
+    (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
     write_table(build_world(), folder / "world.csv")
     card.write(folder)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ...shared.classifiers.dlib_face import DlibFaceNet
-from ...shared.classifiers.weights import WEIGHTS_FOLDER
+from ...shared.weight_files import WEIGHTS_FOLDER
 from .fitting import Schedule, fit
 from .models import (
     LATENT_SIDE,

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import torch
 from modules import lowvram, shared
+from modules.clip_tokens import clip_tokenizer
 from modules.portrait_net import Autoencoder, ForgeAutoencoder, TextEncoder, UNet, load_into
-from tokenizers import Tokenizer
 from torch import Tensor
 
 START, END, POSITIONS = 49406, 49407, 77
@@ -37,7 +37,7 @@ class PortraitModel:
             text["num_hidden_layers"],
         )  # fmt: skip
         self.encoder = load_into(encoder, folder / "text_encoder" / "model.safetensors", "text_model.")
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
+        self.tokenizer = clip_tokenizer(folder / "tokenizer")
         self.sd_checkpoint_info = SimpleNamespace(
             name_for_extra="portrait", title="portrait.safetensors [0000]", filename="portrait.safetensors"
         )
@@ -74,7 +74,7 @@ class PortraitModel:
         return self.encoder.embeddings["token_embedding"].weight.shape[1]
 
     def tokenise(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.tokenizer.encode(text).ids
 
     def encode(self, prompt: str, embeddings: "EmbeddingTable") -> Tensor:
         """(1, 77, D); names of embeddings stand for their vectors."""

@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import FairAdapterError
+from .errors import FairAdapterError
 
-WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "weights"
+WEIGHTS_FOLDER = Path(__file__).resolve().parent / "weights"
 METADATA_KEY = "fair_adapter"  # one JSON entry: several entries would be written in random order
 RESTORE = "restore it with `git checkout -- {}` or copy it from the release again"
 
