@@ -25,6 +25,7 @@ from .lora import peft_tensors
 from .tensor_file import serialise, write_bytes
 
 EXPORT_ENTRY = "fair_adapter_export"  # where a stock file comes from; it is no adapter any more
+LANGUAGE_MODELS = ("qwen3_4b", "qwen3vl_4b")  # text encoders that ComfyUI knows by these names
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,99}")
 
 
@@ -63,8 +64,11 @@ def embedding_file(adapter: FairnessAdapter, weights: AdapterWeights, name: str)
 
 
 def embedding_tensors(soft: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Soft tokens under the names that hosts look for. A1111 wants exactly one tensor for one encoder."""
-    return {"emb_params": next(iter(soft.values()))} if len(soft) == 1 else dict(soft)
+    """Soft tokens under the names that hosts look for. A1111 wants exactly one tensor for one encoder; of a
+    language model ComfyUI wants the encoder's name."""
+    if len(soft) == 1 and not any(encoder in LANGUAGE_MODELS for encoder in soft):
+        return {"emb_params": next(iter(soft.values()))}
+    return dict(soft)
 
 
 def export_adapter(

@@ -35,6 +35,7 @@ GATE_STD = 2.0
 DOWN, UP, ALPHA, GATE = ".lora_down.weight", ".lora_up.weight", ".alpha", "fair.gate."
 TEXT_PREFIX = "lora_te"  # the encoder of SD1 and SD2; SDXL has lora_te1 (clip_l) and lora_te2 (clip_g)
 _TEXT_LAYER = re.compile(r"\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))$")
+_LANGUAGE_LAYER = re.compile(r"\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)$")
 _UNET_LAYER = re.compile(r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$")
 
 
@@ -46,6 +47,12 @@ def text_layers(encoder: nn.Module, prefix: str = TEXT_PREFIX) -> dict[str, nn.L
     return _layers(
         encoder, _TEXT_LAYER, lambda name: f"{prefix}.text_model.{name.removeprefix('text_model.')}"
     )
+
+
+def language_layers(encoder: nn.Module, prefix: str = TEXT_PREFIX) -> dict[str, nn.Linear]:
+    """Attention and MLP layers of a language model (Qwen3's stack) as ComfyUI names them:
+    `lora_te_layers_0_self_attn_q_proj`."""
+    return _layers(encoder, _LANGUAGE_LAYER, lambda name: f"{prefix}.{name}")
 
 
 def unet_layers(unet: nn.Module) -> dict[str, nn.Linear]:
@@ -254,19 +261,30 @@ def at_coordinates(
 
 
 _TRANSFORMER_NAME = re.compile(r"lora_transformer_transformer_blocks_(\d+)_(attn2?)_(\w+)")
+_Z_IMAGE_NAME = re.compile(r"lora_transformer_layers_(\d+)_attention_(\w+)")
+_LANGUAGE_NAME = re.compile(r"lora_te_layers_\d+_\w+")
 _TEXT_NAME = re.compile(r"lora_te(\d)_text_model_encoder_layers_(\d+)_(self_attn|mlp)_(\w+)")
 
 
 def peft_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A plain kohya state dict under the names of diffusers and peft: `transformer....lora_A.weight`.
+    """A plain kohya state dict under the names of diffusers and peft: `transformer....lora_A.weight`,
+    `diffusion_model....` for Z-Image, as ComfyUI and diffusers know it there.
 
-    Such a file has no alpha that all its readers know: the scale is multiplied into `lora_B`.
+    Such a file has no alpha that all its readers know: the scale is multiplied into `lora_B`. A language
+    model's layers keep their names and alpha: ComfyUI alone reads a LoRA of theirs.
     Raises FairAdapterError for a layer of another architecture.
     """
     renamed: dict[str, Tensor] = {}
     for name in lora_names(tensors):
         block, text = _TRANSFORMER_NAME.fullmatch(name), _TEXT_NAME.fullmatch(name)
-        if block:
+        z_image = _Z_IMAGE_NAME.fullmatch(name)
+        if _LANGUAGE_NAME.fullmatch(name):
+            renamed |= {name + part: tensors[name + part] for part in (DOWN, UP, ALPHA)}
+            continue
+        if z_image:
+            layer = z_image[2].replace("to_out_0", "to_out.0")
+            target = f"diffusion_model.layers.{z_image[1]}.attention.{layer}"
+        elif block:
             layer = block[3].replace("to_out_0", "to_out.0")
             target = f"transformer.transformer_blocks.{block[1]}.{block[2]}.{layer}"
         elif text:

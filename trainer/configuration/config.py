@@ -52,7 +52,8 @@ class ModelConfig:
 
     path: str = option(
         "portrait",
-        "'portrait', or Stable Diffusion 1, 2, XL or 3: diffusers folder, .safetensors checkpoint or hub id",
+        "'portrait', or Stable Diffusion 1, 2, XL or 3, Z-Image, Krea 2: diffusers folder, .safetensors "
+        "checkpoint or hub id",
     )
     name: str = option("", "what the adapter file calls it; default: the folder's name")
     config: str | None = option(
@@ -87,6 +88,13 @@ class ModelConfig:
         "encoded", "an empty negative prompt of SDXL: encoded as by ComfyUI, zeros as in A1111 and Forge"
     )
     compile: bool = option(False, "torch.compile the U-Net: about twice as fast after a minute or two")
+    distilled: bool | None = option(
+        None, "guidance is in the weights, as in turbo models; null: what the model says, or false"
+    )
+    weights: Literal["plain", "int8"] = option(
+        "plain", "int8: frozen linear layers in 8 bits by torchao, half the memory of bfloat16"
+    )
+    revision: str | None = option(None, "of a hub id: branch, tag or commit; null: the newest")
 
 
 NOTHING_TO_TRAIN = "adapter: nothing to train; set adapter.soft_tokens, .text_lora or .unet_lora"

@@ -30,7 +30,9 @@ from ...shared.sampling import Conditioning, Guidance
 from ...shared.schedulers import LinearSampler
 from ...shared.soft_prompt import SoftPrompt, initial_tokens
 from ..configuration.config import NOTHING_TO_TRAIN, AdapterConfig
-from .base import RECOMPUTED, DiffusionModel, ImageModel
+from .base import DiffusionModel, ImageModel
+from .distilled import unguided
+from .recompute import RECOMPUTED
 
 COORDINATES = "coordinates"  # of the target, in a conditioning: the gates of the network's LoRA follow them
 TEXT_KEYS = ("lora_te", "fair.gate.lora_te")
@@ -219,8 +221,12 @@ class Adaptation(nn.Module):
         both: whether the unconditional branch carries a graph to what is trained too.
         """
         count = 0 if self.soft is None else self.soft.length
-        length = self.base.common_length(prompts, negative, count, count if self.negative_tokens else 0)
+        length = None
+        if not self.base.distilled:
+            length = self.base.common_length(prompts, negative, count, count if self.negative_tokens else 0)
         conditional = RECOMPUTED(self.encode, prompts, target, length=length)
+        if self.base.distilled:
+            return unguided(conditional, scale, self.base.title)
         with torch.set_grad_enabled(both and torch.is_grad_enabled()):
             unconditional = RECOMPUTED(
                 self.encode, [negative], target, self.negative_tokens, length, negative=True

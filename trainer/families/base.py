@@ -6,9 +6,8 @@ Prompts are encoded as the hosts encode them, soft tokens included; latents are 
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,11 +15,8 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ...shared.adapter_info import BaseModel, FamilyNames, weights_hash
 from ...shared.errors import FairAdapterError
@@ -30,14 +26,13 @@ from ...shared.schedulers import LinearSampler, linear_sampler
 from ...shared.seeds import starting_noise
 from ..configuration.config import check_size
 from .cues import Cues
+from .distilled import unguided
 from .file_parts import FilePart
 from .header import Header
 from .marks import with_marks
+from .recompute import RECOMPUTED, recompute_decoder
 
 DECODED = 2**21  # pixels that are decoded at a time where no gradient is asked for: 8 pictures of 512 px
-DECODER_LAYERS = (ResnetBlock2D, Upsample2D, Attention)
-# No dropout: the state of the random numbers, which a GPU is slow to give, need not be kept.
-RECOMPUTED: Callable[..., Any] = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 LATENT_FACTOR = 8  # px of a side for one latent, in every family here
 
 Soft = Mapping[str, Tensor]  # encoder -> soft tokens (n, d)
@@ -125,6 +120,7 @@ class DiffusionModel(ImageModel):
     network_marks: of those without the text encoders, where `from_network_file` reads such files.
     file_needs_config: what such a file leaves open, where it does.
     optional: text encoders that a model can do without, and what diffusers calls the parts of each.
+    finer_first: read in float16 before it becomes bfloat16, so that its hash can be told.
     """
 
     architecture: ClassVar[str]
@@ -138,6 +134,9 @@ class DiffusionModel(ImageModel):
     load_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     file_needs_config: ClassVar[str] = ""
     optional: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
+
+    finer_first: ClassVar[bool] = True
+    distilled: bool = False  # guidance is in the weights: no unconditional branch (`flow.declare_distilled`)
 
     vae: Any
     scheduler: Any
@@ -181,6 +180,11 @@ class DiffusionModel(ImageModel):
         options: of diffusers' loaders.
         """
         raise NotImplementedError
+
+    @classmethod
+    def read_in(cls, dtype: torch.dtype) -> torch.dtype:
+        """What weights of this type are read in: which model it is shows in finer ones alone."""
+        return torch.float16 if cls.finer_first and dtype == torch.bfloat16 else dtype
 
     @property
     @abstractmethod
@@ -253,6 +257,11 @@ class DiffusionModel(ImageModel):
         side = self.side or self.network.config["sample_size"]
         return self.network.config["out_channels"], side, side
 
+    @property
+    def vae_channels(self) -> int:
+        """Of the latents that the VAE decodes."""
+        return int(self.vae.config["latent_channels"])
+
     def network_inputs(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) with what an inpainting U-Net is told besides, (B, 9, h, w).
 
@@ -315,6 +324,8 @@ class DiffusionModel(ImageModel):
         )
 
     def guidance(self, prompts: Sequence[str], scale: float, negative: str = "") -> Guidance:
+        if self.distilled:
+            return unguided(self.encode(prompts), scale, self.title)
         length = self.common_length(prompts, negative)
         unconditional = self.encode_negative([negative], None, length)
         return Guidance(self.encode(prompts, None, length), unconditional, scale)
@@ -345,7 +356,8 @@ class DiffusionModel(ImageModel):
         kind = torch.device(device).type
         if kind == "cuda":
             for part in (self.network, self.vae):
-                part.to(memory_format=torch.channels_last)
+                if all(weight.ndim < 5 for weight in part.parameters()):  # no VAE for videos
+                    part.to(memory_format=torch.channels_last)
         if kind == "cpu" and self.dtype != torch.float32 and isinstance(self.network, UNet2DConditionModel):
             # with 16 bits the CPU's flash kernel takes half as long again to go back
             self.network.set_attn_processor(AttnProcessor())
@@ -365,28 +377,11 @@ class DiffusionModel(ImageModel):
             self.network.enable_gradient_checkpointing(RECOMPUTED)
         else:
             self.network.disable_gradient_checkpointing()
-        end = self.vae.decoder
-        head = (end.conv_norm_out, end.conv_act, end.conv_out)  # the largest tensors of all
-        layers = [layer for layer in end.modules() if isinstance(layer, DECODER_LAYERS)]
-        for layer in (*layers, *head):
-            vars(layer).pop("forward", None)
-        if decoder:
-            for layer in layers:
-                vars(layer)["forward"] = functools.partial(RECOMPUTED, layer.forward)
-            in_turn = functools.partial(_in_turn, [layer.forward for layer in head])
-            for layer in head[:-1]:  # the last does the work of all
-                vars(layer)["forward"] = _pass
-            vars(head[-1])["forward"] = functools.partial(RECOMPUTED, in_turn)
+        self.checkpoint_decoder(decoder)
 
-
-def _pass(hidden: Tensor) -> Tensor:
-    return hidden
-
-
-def _in_turn(layers: Sequence[Callable[[Tensor], Tensor]], hidden: Tensor) -> Tensor:
-    for layer in layers:
-        hidden = layer(hidden)
-    return hidden
+    def checkpoint_decoder(self, wanted: bool) -> None:
+        """Of the VAE, layer by layer."""
+        recompute_decoder(self.vae.decoder, wanted)
 
 
 def _channels_first(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

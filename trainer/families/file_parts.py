@@ -12,10 +12,10 @@ import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 
 from ...shared.errors import FairAdapterError
-from .header import Header
+from .header import NETWORK, Header
 from .layout import Namer, clip_key, unet_namer, vae_namer
 
-NETWORK, FIRST_STAGE = "model.diffusion_model.", "first_stage_model."
+FIRST_STAGE = "first_stage_model."
 TEXT_MODEL = "text_model."
 
 

@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from ...shared.errors import FairAdapterError, reason
 
+NETWORK = "model.diffusion_model."  # where checkpoints have U-Net or transformer
+BARE = "layers.0.adaLN_modulation.0."  # of networks that are published alone, without that beginning
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # safetensors' words
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -43,6 +45,14 @@ class Header:
             raise FairAdapterError(
                 f"{path}: expected a .safetensors checkpoint, found {reason(error)}; {remedy}"
             ) from error
+
+    def in_place(self) -> Header:
+        """A bare network's as if it lay where checkpoints have it; others as they are."""
+        if not self.has(BARE):
+            return self
+        shapes = {NETWORK + key: shape for key, shape in self.shapes.items()}
+        kinds = {NETWORK + key: kind for key, kind in self.kinds.items()}
+        return Header(self.path, shapes, kinds, self.metadata)
 
     def check_kinds(self, names: Iterable[str]) -> None:
         """Raises FairAdapterError for tensors of these names that are no floating-point numbers."""

@@ -1,8 +1,8 @@
 """Names of tensors in single-file checkpoints, from diffusers' and transformers' names of the same tensors.
 
-The layouts are those of CompVis' ldm (U-Net, VAE), OpenAI's CLIP in transformers, OpenCLIP, and Stability
-AI's MMDiT; diffusers' converters (loaders/single_file_utils.py) go the other way. Several tensors of a model
-may lie in one of a file: query, key and value of an attention.
+The layouts are those of CompVis' ldm (U-Net, VAE), OpenAI's CLIP in transformers, OpenCLIP, Stability AI's
+MMDiT and Z-Image; diffusers' converters (loaders/single_file_utils.py) go the other way. Several tensors of
+a model may lie in one of a file: query, key and value of an attention.
 """
 
 from __future__ import annotations
@@ -61,6 +61,12 @@ MMDIT: Rules = (
     (r"^norm_out\.linear\.", "final_layer.adaLN_modulation.1."), (r"^proj_out\.", "final_layer.linear."),
 )  # fmt: skip
 
+Z_IMAGE: Rules = (
+    (r"^all_x_embedder\.2-1\.", "x_embedder."), (r"^all_final_layer\.2-1\.", "final_layer."),
+    (r"\.attention\.to_out\.0\.", ".attention.out."), (r"\.attention\.to_[qkv]\.", ".attention.qkv."),
+    (r"\.attention\.norm_([qk])\.", r".attention.\1_norm."),
+)  # fmt: skip
+
 
 def renamed(rules: Rules, key: str) -> str:
     for pattern, replacement in rules:
@@ -107,6 +113,10 @@ def open_clip_key(key: str) -> str:
 
 def mmdit_key(key: str) -> str:
     return renamed(MMDIT, key)
+
+
+def z_image_key(key: str) -> str:
+    return renamed(Z_IMAGE, key)
 
 
 def same_key(key: str) -> str:

@@ -14,6 +14,7 @@ from ...shared.errors import FairAdapterError
 from ..configuration.config import ModelConfig
 from .adaptation import Adaptation
 from .base import DiffusionModel
+from .distilled import declare_distilled
 from .portrait import PORTRAIT
 from .registry import load, with_scheduler
 from .stable_diffusion import StableDiffusion
@@ -51,9 +52,11 @@ def model_folder(path: str) -> Path:
 
 def load_base(config: ModelConfig, device: torch.device | str) -> DiffusionModel:
     """The base model as configured. Raises FairAdapterError for what it can't be or can't do."""
-    names = ("config", "variant", "without", "vae")
+    names = ("config", "variant", "without", "vae", "revision", "weights")
     options: dict[str, Any] = {name: getattr(config, name) for name in names}
     model = load_model(model_folder(config.path), device, weights_dtype(config.dtype, device), **options)
+    if config.distilled is not None:
+        declare_distilled(model, config.distilled)
     if config.size is not None:
         model.resize(config.size)
     if config.scheduler is not None:

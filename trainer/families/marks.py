@@ -20,7 +20,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from diffusers import DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler
 
 from ...shared.errors import FairAdapterError
 from .header import Header
@@ -47,7 +47,9 @@ def refuse_edm_pipeline(source: object, scheduler: Any, vae: Any) -> None:
     name = type(scheduler).__name__
     if name.startswith("EDM"):
         raise FairAdapterError(f"{source}: found {name}: a model {REASON}")
-    if vae.config.get("latents_mean") is not None or vae.config.get("latents_std") is not None:
+    if isinstance(vae, AutoencoderKL) and (
+        vae.config.get("latents_mean") is not None or vae.config.get("latents_std") is not None
+    ):
         raise FairAdapterError(
             f"{source}: found a VAE whose latents have a mean and a spread of their own, as in "
             "Playground 2.5; choose a model without them"

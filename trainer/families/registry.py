@@ -12,7 +12,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from ...shared.quiet import quiet
 from ...shared.schedulers import prediction_of
 from ..configuration.settings import unknown
 from .base import DiffusionModel
+from .eight_bits import put_into_eight_bits
 from .header import PICKLES, Header
 from .marks import ZERO_SNR, refuse_edm, refuse_edm_pipeline
 from .single_file import read, read_vae, refuse_channels, refuse_other_models
@@ -33,6 +34,11 @@ from .weights import check_finite, check_folder
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 LINEAR = {"clip_sample": False, "thresholding": False, "stochastic_sampling": False}  # what samplers must be
+GGUF = ".gguf"
+NO_GGUF = (
+    "expected a diffusers folder, hub id or .safetensors checkpoint, found GGUF, whose packed weights no "
+    "gradient goes through; give the model in bfloat16, with model.weights=int8 where memory is short"
+)
 PROBE = 4  # steps by which a scheduler shows what it is
 
 
@@ -56,6 +62,8 @@ def load(
     variant: str | None = None,
     without: Sequence[str] | None = None,
     vae: str | None = None,
+    revision: str | None = None,
+    weights: str | None = None,
 ) -> DiffusionModel:
     """A base model, frozen and in evaluation mode.
 
@@ -65,16 +73,20 @@ def load(
     without: text encoders that are left out, of those that the family can do without.
     vae: .safetensors file, diffusers folder or hub id of a VAE in the place of the model's own, or for a file
     that has none.
+    revision: of a hub id.  weights: "int8" puts frozen layers into 8 bits (`eight_bits.put_into_eight_bits`).
     Raises FairAdapterError for what is missing, broken, quantised, of no known family, or unreachable, and
     for numbers that are not finite.
     """
-    coarse = dtype == torch.bfloat16  # which model it is shows in finer weights alone
     with quiet():
-        model = _load(source, torch.float16 if coarse else dtype, config, variant, without or (), vae)
-        if coarse:
+        model = _load(source, dtype, config, variant, without or (), vae, revision)
+        if model.read_in(dtype) != dtype:
             model.hash = weights_hash(*model.ends)
             for part in model.parts().values():
                 part.to(dtype)
+    if weights == "int8":  # before a GPU is asked to hold all of them
+        check_finite(model, source, vae)
+        put_into_eight_bits(model)
+        return model.to(device)
     model.to(device)
     check_finite(model, source, vae)
     return model
@@ -87,20 +99,23 @@ def _load(
     variant: str | None,
     without: Sequence[str],
     vae: str | None,
+    revision: str | None,
 ) -> DiffusionModel:
     path, name = Path(source), Path(source).as_posix()
-    if path.is_file():
+    if path.is_file() and path.suffix.lower() != GGUF:
         pipeline, kinds = _from_file(path, dtype, config, without, vae)
     elif path.is_dir() and not (path / "model_index.json").is_file():
         raise FairAdapterError(
             f"{path}: expected a diffusers folder with model_index.json, found none; for the embedded model "
             "restore shared/portrait with git"
         )
+    elif path.suffix.lower() == GGUF:
+        raise FairAdapterError(f"{source}: {NO_GGUF}")
     elif not path.is_dir() and path.suffix.lower() in (".safetensors", *PICKLES):  # hub ids end otherwise
         raise FairAdapterError(f"{source}: expected a checkpoint, found no such file; check model.path")
     elif path.is_dir() or HUB_ID.fullmatch(name):
         place = str(path) if path.is_dir() else name
-        pipeline, kinds = _from_folder(place, path.is_dir(), dtype, variant, without, vae)
+        pipeline, kinds = _from_folder(place, path.is_dir(), dtype, variant, without, vae, revision)
     else:
         raise FairAdapterError(
             f"{source}: expected a diffusers folder, a .safetensors checkpoint or a hub id such as "
@@ -111,8 +126,9 @@ def _load(
         raise FairAdapterError(f"{source}: expected a model of {_titles()}, found none that this reads")
     model = fitting[-1].from_pipeline(pipeline)
     refuse_edm_pipeline(source, model.scheduler, model.vae)
-    refuse_channels(source, model.network.config["in_channels"])
-    latents, found = model.vae.config["latent_channels"], model.network.config["out_channels"]
+    if isinstance(model.network, diffusers.UNet2DConditionModel):
+        refuse_channels(source, model.network.config["in_channels"])
+    latents, found = model.vae_channels, model.latent_shape[0]
     if latents != found:
         raise FairAdapterError(
             f"{vae or source}: expected a VAE of {found} latent channels for a {model.title} model, found "
@@ -128,21 +144,24 @@ def _from_folder(
     variant: str | None,
     without: Sequence[str],
     vae: str | None,
+    revision: str | None,
 ) -> tuple[Any, list[type[DiffusionModel]]]:
     try:
-        index: Any = diffusers.DiffusionPipeline.load_config(name, local_files_only=local)
+        index: Any = diffusers.DiffusionPipeline.load_config(name, local_files_only=local, revision=revision)
         pipeline = str(index.get("_class_name"))
         kinds = [kind for kind in families() if pipeline in kind.pipelines]
         if not kinds:
             known = ", ".join(dict.fromkeys(p for kind in families() for p in kind.pipelines))
             raise FairAdapterError(f"{name}: expected a pipeline of {_titles()} ({known}), found {pipeline}")
+        dtype = kinds[0].read_in(dtype)
         options: dict[str, Any] = {**kinds[0].load_options, **kinds[0].leave_out(without)}
         if local:
             check_folder(Path(name), kinds[0], variant)
         if vae is not None:
             options["vae"] = read_vae(vae, name, dtype)
+        _refuse_missing(name, index, kinds[0], options)
         loaded = getattr(diffusers, pipeline).from_pretrained(
-            name, dtype=dtype, variant=variant, local_files_only=local, **options
+            name, dtype=dtype, variant=variant, local_files_only=local, revision=revision, **options
         )
     except FairAdapterError:
         raise
@@ -159,6 +178,17 @@ def _from_folder(
     return loaded, kinds
 
 
+def _refuse_missing(name: str, index: Any, kind: type[DiffusionModel], options: Mapping[str, Any]) -> None:
+    """Raises FairAdapterError for a network that a model_index.json says is not there, and is needed."""
+    spare = {*options, *(part for parts in kind.optional.values() for part in parts)}
+    for part in kind.file_parts:
+        if part.folder not in spare and (index.get(part.folder) or [None])[0] is None:
+            raise FairAdapterError(
+                f"{name}: expected a {kind.title} pipeline with its {part.folder}, found none; set "
+                "model.path to a whole diffusers folder or hub id"
+            )
+
+
 def _from_file(
     path: Path,
     dtype: torch.dtype,
@@ -166,10 +196,11 @@ def _from_file(
     without: Sequence[str],
     vae: str | None,
 ) -> tuple[Any, list[type[DiffusionModel]]]:
-    header = Header.read(path)
+    header = Header.read(path).in_place()
     refuse_other_models(header)
     refuse_edm(header)
     kind = family_of_keys(header.keys, path)
+    dtype = kind.read_in(dtype)
     left_out = kind.leave_out(without)
     if config is None and not header.has(*kind.marks):
         raise FairAdapterError(

@@ -33,6 +33,7 @@ from ...shared.schedulers import LinearSampler, linear_sampler
 from ...shared.soft_prompt import prompt_ids, spliced
 from .base import DiffusionModel, Soft, TextEncoder
 from .file_parts import NETWORK, VAE_PART, FilePart, always, clip_part
+from .flow import resolution_shift
 from .header import Header
 from .layout import mmdit_key, same_key
 from .marks import marked
@@ -170,10 +171,8 @@ class StableDiffusion3(DiffusionModel):
         config = self.scheduler.config
         if not config.get("use_dynamic_shifting"):
             return linear_sampler(self.scheduler, steps)
-        low, high = config["base_image_seq_len"], config["max_image_seq_len"]
-        slope = (config["max_shift"] - config["base_shift"]) / (high - low)
         tokens = (self.latent_shape[1] // self.transformer.config["patch_size"]) ** 2
-        return linear_sampler(self.scheduler, steps, mu=config["base_shift"] + slope * (tokens - low))
+        return linear_sampler(self.scheduler, steps, mu=resolution_shift(config, tokens))
 
     def encode(
         self, prompts: Sequence[str], soft: Soft | None = None, length: int | None = None
