@@ -33,14 +33,18 @@ MOST_BUDGET = 10_000
 
 @dataclass(frozen=True)
 class Order:
-    """A picture to draw: its place in the batch, its noise's seed, the cell it aims at, and which redraw of
-    the
-    place it is (0 is the first picture)."""
+    """A picture to draw.
+
+    place: in the batch.  seed: of its noise.  cell: what it aims at.  redraw: which one of its place; 0 is
+    the first picture.  before: the cell that it aimed at until a second plan, where there was one that
+    exchanged it.
+    """
 
     place: int
     seed: int
     cell: Cell
     redraw: int = 0
+    before: Cell | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,9 @@ class ExactBatch:
     def aim(self, places: Sequence[int]) -> None:
         """That the first pictures aim at other cells than they began with: for each picture the place of its
         cell in `wanted`, as a second plan gives them while they are drawn."""
-        self.orders = [replace(order, cell=self.wanted[i]) for order, i in zip(self.orders, places)]
+        for order, place in zip(tuple(self.orders), places):
+            if self.wanted[place] != order.cell:
+                self.orders[order.place] = replace(order, cell=self.wanted[place], before=order.cell)
 
     # ---- what was drawn
 
@@ -226,8 +232,8 @@ class ExactBatch:
 
     def record(self, place: int) -> dict[str, Any]:
         """What is written down of a picture: "cell" that it counts for, "aim" that it was drawn with, "seed",
-        number of its "redraw", and whether it "fills" its cell (None before it is read). Seed and aim draw it
-        alone."""
+        number of its "redraw", and whether it "fills" its cell (None before it is read); "before" where a
+        second plan exchanged another aim. Seed and aim draw a picture alone, but for one with "before"."""
         order = self.orders[place]
         fills = None if self.check is None else place not in self.check.misses
         return {
@@ -236,6 +242,7 @@ class ExactBatch:
             "seed": order.seed,
             "redraw": order.redraw,
             "fills": fills,
+            **({} if order.before is None else {"before": dict(order.before)}),
         }
 
 

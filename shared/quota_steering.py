@@ -35,6 +35,7 @@ from .perceived import HALF, Cell, Perceived
 from .quota_assignment import assign
 
 KEEP = 0.2  # added to the cost of another cell than a picture's own: readings of predictions are not sure
+PUSH = 1.0  # strength for pictures whose conditioning the second plan exchanges, times their own
 PLAN_AT = 0.4  # share of the steps after which predictions are reliable enough for the second plan
 
 

@@ -177,6 +177,7 @@ def test_a_second_plan_is_what_first_pictures_aimed_at():
     batch = ExactBatch(TWO, [FEMALE, MALE], [1, 2], budget=0)
     batch.aim(assign(seen(0.2, 0.8), batch.wanted))
     assert [batch.record(i)["aim"] for i in range(2)] == [MALE, FEMALE]
+    assert [batch.record(i)["before"] for i in range(2)] == [FEMALE, MALE]
     batch.take(seen(0.1, 0.9))
     assert batch.exact and [batch.record(i)["cell"] for i in range(2)] == [MALE, FEMALE]
 

@@ -5,6 +5,7 @@
     python trainer/evaluate.py --model DIR --guidance 5 7.5 10 --adapter FILE --target "gender=75/25"
     python trainer/evaluate.py --adapter FILE --table TARGETS.csv  each prompt at its own target, against it
     python trainer/evaluate.py --config trainer/configs/sd15_exp1_gender.yaml --adapter FILE   as trained
+    python trainer/evaluate.py --adapter FILE --exact 12 --images 24   exact batches, by five ways
     torchrun --nproc_per_node=2 trainer/evaluate.py ...            prompts spread over GPUs or machines
 
 Writes report.html, report.json and report.png into --out. Pictures depend on the model, the prompt and their
@@ -28,6 +29,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from fair_adapter.shared.adapter import FairnessAdapter
 from fair_adapter.shared.attributes import TargetDistribution
 from fair_adapter.shared.errors import FairAdapterError
+from fair_adapter.shared.quota_steering import PUSH
 from fair_adapter.trainer.configuration.prompts import Prompt
 from fair_adapter.trainer.evaluation.command import (
     carry_out,
@@ -38,6 +40,7 @@ from fair_adapter.trainer.evaluation.command import (
     shared_options,
     warn,
 )
+from fair_adapter.trainer.evaluation.exact_report import measure_exact, print_exact, write_exact
 from fair_adapter.trainer.evaluation.measuring import Bench
 from fair_adapter.trainer.evaluation.prompt_targets import PromptTargets, read_targets
 from fair_adapter.trainer.evaluation.report import Measured, Report
@@ -148,6 +151,11 @@ def program() -> argparse.ArgumentParser:
     add("--table", type=Path, help="CSV file that gives each prompt a target of its own; others: --target")
     add("--record", action="store_true", help="write the figures into the adapter file, for the hosts")
     add("--also", nargs="*", default=[], metavar="SET", help="further sets or files")
+    add("--exact", type=int, metavar="N", help="measure exact batches of N pictures instead: exact.json")
+    add(
+        "--cap", type=float, default=2.0, help="pictures drawn of an exact batch at most, in those wanted (2)"
+    )
+    add("--push", type=float, default=PUSH, help=f"strength for those a second plan finds amiss ({PUSH:g})")
     return parser
 
 
@@ -155,6 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     own = program()
     options = own.parse_args(arguments)
+    if options.exact is not None:
+        return carry_out(own, arguments, measure_exact, write_exact, print_exact)
 
     def write(report: Report, folder: Path) -> list[Path]:
         files = report.write(folder)

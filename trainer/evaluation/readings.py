@@ -196,12 +196,14 @@ class Reader:
                 f"{prompt.text!r}: expected pictures, found {wrong} of {count} that are not numbers; give "
                 "--dtype bfloat16 or float32"
             )
-        found = self._read(images, prompt.text, max(0, plan.kept - first))
+        found = self.of_view(self.observer.look(images), prompt.text, max(0, plan.kept - first))
         self.drawn += count
         return found
 
-    def _read(self, images: torch.Tensor, text: str, kept: int) -> Readings:
-        view = self.observer.look(images)
+    def of_view(self, view: View, text: str, kept: int) -> Readings:
+        """Readings of pictures that were looked at; `kept` of them are kept to be shown.  text: their
+        prompt."""
+        images = view.images
         members, faces = _aligned(view)
         names = [a.name for a in self.observer.attributes]
         labels, probabilities = view.labels(), view.probabilities()
