@@ -8,6 +8,7 @@ from . import host, routes
 from .nodes_adapter import ApplyAdapter, ExportAdapter, LoadAdapter, SetTarget
 from .nodes_faces import CollectStatistics, LiveAttributeBars, ReadFaces
 from .nodes_model import LoadPortrait
+from .nodes_words import DrawAttributes, SessionStatistics
 
 
 class FairAdapterExtension(ComfyExtension):
@@ -19,6 +20,8 @@ class FairAdapterExtension(ComfyExtension):
             LiveAttributeBars,
             ReadFaces,
             CollectStatistics,
+            DrawAttributes,
+            SessionStatistics,
             ExportAdapter,
             LoadPortrait,
         ]

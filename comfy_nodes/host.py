@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..shared.errors import FairAdapterError
 from ..shared.library import SHIPPED, SUFFIX, AdapterLibrary
+from ..shared.phrases import PhraseTables
 
 FOLDER = "fair_adapters"
 _log = logging.getLogger("fair_adapter")
@@ -42,6 +43,21 @@ def library() -> AdapterLibrary:
 @lru_cache(maxsize=4)
 def _library(folders: tuple[str, ...]) -> AdapterLibrary:
     return AdapterLibrary((*folders, SHIPPED))
+
+
+def phrases() -> PhraseTables:
+    """The user's tables of phrases, in `phrases` below the folders of adapters, and the shipped ones."""
+    return PhraseTables(folder_paths.get_folder_paths(FOLDER))
+
+
+def file_state(files: Callable[[], Any], name: str) -> str:
+    """Changes with the file that `files()` (a library, tables) has of a name; "missing" without one."""
+    try:
+        path = files().path(name)
+        status = path.stat()
+    except (FairAdapterError, OSError):
+        return "missing"
+    return f"{path}:{status.st_mtime_ns}:{status.st_size}"
 
 
 def reading_device() -> torch.device:

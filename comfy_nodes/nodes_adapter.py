@@ -58,14 +58,8 @@ class LoadAdapter(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, adapter: str | None = None) -> str:
         """Load again when the file changed; a missing one fails when it runs, with the reason."""
-        if adapter is None:  # a connection, whose value is not known yet
-            return ""
-        try:
-            path = host.library().path(adapter)
-            status = path.stat()
-        except (FairAdapterError, OSError):
-            return "missing"
-        return f"{path}:{status.st_mtime_ns}:{status.st_size}"
+        # None is a connection, whose value is not known yet
+        return "" if adapter is None else host.file_state(host.library, adapter)
 
     @classmethod
     def execute(cls, adapter: str) -> io.NodeOutput:

@@ -22,6 +22,7 @@ from ..shared.tensor_file import write_bytes
 from . import host, live, texts
 from .collection import COLLECTIONS, Batch, statistics_dict
 from .schema import Readings, Target, check_choice, known, schema, valid
+from .session import SESSION
 
 CHUNK = 8  # pictures read between two looks at the cancel button
 FACES = ("largest face", "all faces")
@@ -165,6 +166,7 @@ class ReadFaces(io.ComfyNode):
         rows: list[list[Any]] = [[values[min(i, len(values) - 1)] for values in inputs] for i in range(count)]
         pixels = [host.to_core(row[0]) for row in rows]
         batches = [_read(p, *row[1:]) for p, row in zip(pixels, rows)]
+        SESSION.add(batches)
         overlays = [_overlay(p, b) if len(p) else row[0] for p, b, row in zip(pixels, batches, rows)]
         tables = [texts.readings_table(b.readings, [a.name for a in b.attributes]) for b in batches]
         panel = _panel(cls, pixels, batches, target[-1])

@@ -13,8 +13,10 @@ from aiohttp import web
 from server import PromptServer
 
 from ..shared.errors import FairAdapterError
+from ..shared.quota import MOST_PICTURES
 from . import host, targets, texts
 from .collection import COLLECTIONS, statistics_dict
+from .session import MOST, SESSION, read_number, session_dict
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PREFIX = "/fair_adapter"
@@ -33,6 +35,8 @@ def register() -> None:
     table.get(f"{PREFIX}/statistics.csv")(_guarded(statistics_csv))
     table.get(f"{PREFIX}/statistics.png")(_guarded(statistics_png))
     table.post(f"{PREFIX}/statistics/reset")(_guarded(reset))
+    table.get(f"{PREFIX}/session")(_guarded(session))
+    table.post(f"{PREFIX}/session/reset")(_guarded(session_reset))
 
 
 def _guarded(handler: Handler) -> Handler:
@@ -123,3 +127,18 @@ async def reset(request: web.Request) -> web.Response:
         ) from error
     await _off_loop(COLLECTIONS.reset, name)
     return web.json_response({"name": name})
+
+
+async def session(request: web.Request) -> web.Response:
+    """The last pictures of the session: ?last=&target=&pictures= (the last two may be left out)."""
+    query = request.query
+    last = read_number("last", query.get("last", "100"), 1, MOST)
+    pictures = read_number("pictures", query.get("pictures", "0"), 0, MOST_PICTURES)
+    aim = targets.choose(query["target"], targets.OWN, None) if query.get("target", "").strip() else None
+    return web.json_response(await _off_loop(session_dict, last, aim, pictures))
+
+
+async def session_reset(request: web.Request) -> web.Response:
+    """Forget the session's pictures; collections stay."""
+    await _off_loop(SESSION.reset)
+    return web.json_response({"pictures": 0})

@@ -11,6 +11,7 @@ from ..shared.bars import FaceBars
 from ..shared.evaluation import ADAPTED, ORIGINAL, figures
 from ..shared.library import AdapterSummary
 from ..shared.statistics import StatisticsSummary
+from ..shared.words import DrawnWords
 
 
 def describe(summary: AdapterSummary) -> str:
@@ -93,6 +94,15 @@ def readings_table(readings: Sequence[Sequence[FaceBars]], attributes: Sequence[
             }
             rows.append([str(picture + 1), str(index + 1), *(cells.get(name, "") for name in attributes)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def words_table(drawn: DrawnWords) -> str:
+    """A Markdown table with a line for each picture: its classes, what its prompt says, its seed."""
+    names = list(drawn.pictures[0].classes)
+    rows = [["picture", *names, "phrase", "seed"], ["---"] * (3 + len(names))]
+    for number, picture in enumerate(drawn.pictures, 1):
+        rows.append([str(number), *picture.classes.values(), picture.phrase, str(picture.seed)])
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), *(f"\n{note}" for note in drawn.notes)])
 
 
 def shares_table(statistics: StatisticsSummary, target: TargetDistribution | None) -> str:

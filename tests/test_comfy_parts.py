@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fair_adapter.comfy_nodes import session as sessions
 from fair_adapter.comfy_nodes import targets, texts
 from fair_adapter.comfy_nodes.collection import Batch, Collections, statistics_dict
 from fair_adapter.shared.attributes import AGE, GENDER, KNOWN, RACE, RACE4, TargetDistribution
@@ -267,7 +268,8 @@ def test_templates_name_adapters_that_fit_their_model() -> None:
         nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
         named = {n["widgets_values"][0] for n in nodes if n["type"] == "FairAdapter_LoadAdapter"}
         own_model = any(n["type"] == "CheckpointLoaderSimple" for n in nodes)
-        assert named and (not named & shipped if own_model else named <= shipped), path.name
+        in_words = any(n["type"] == "FairAdapter_DrawAttributes" for n in nodes)  # needs no adapter
+        assert (named or in_words) and (not named & shipped if own_model else named <= shipped), path.name
 
 
 def test_the_entry_does_nothing_outside_comfyui() -> None:
@@ -276,3 +278,47 @@ def test_the_entry_does_nothing_outside_comfyui() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert not hasattr(module, "comfy_entrypoint") and not hasattr(module, "WEB_DIRECTORY")
+
+
+# ---- the session
+
+
+def batch_of(name: str, *labels: str) -> Batch:
+    return Batch([[face(label)] if label else [] for label in labels], (GENDER,), name)
+
+
+def test_a_session_keeps_pictures_in_order_and_the_same_ones_once() -> None:
+    log = sessions.SessionLog()
+    log.add([batch_of("a", "female", "male"), batch_of("b", "male", "")])
+    version = log.version
+    log.add([batch_of("a", "female", "male")])
+    assert log.version == version and len(log.last(100)) == 4
+    log.add([batch_of("a", "male", "male")])  # read again, with other settings
+    assert log.version != version
+    assert [faces[0].bars[0].label if faces else "" for faces in log.last(3)] == ["male", "male", ""]
+    version = log.version
+    log.reset()
+    assert log.last(5) == [] and log.version != version
+
+
+def test_a_session_forgets_the_oldest_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MOST", 5)
+    log = sessions.SessionLog()
+    for name in "abcd":
+        log.add([batch_of(name, "female", "male")])
+    assert len(log.last(100)) == 6  # as many as are needed for the last five
+
+
+def test_what_a_session_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "SESSION", sessions.SessionLog())
+    target = TargetDistribution.parse("gender=50/50")
+    empty = sessions.session_dict(10, target, 4)
+    assert empty["pictures"] == 0 and empty["next"].startswith("next 4: gender female 2, male 2")
+    sessions.SESSION.add([batch_of("a", "male", "male", "male", "female", "")])
+    told = sessions.session_dict(10, target, 4)
+    assert (told["pictures"], told["faces"]) == (5, 4) and told["shares"]["gender"][0]["target"] == 0.5
+    assert told["next"].startswith("next 4: gender female 3, male 1 (evens out 4 pictures; 1 without")
+    assert sessions.session_dict(2, None)["pictures"] == 2
+    for text in ("0", "x", "1.5", "9" * 30, "٣"):
+        with pytest.raises(FairAdapterError, match="last: expected a whole number from 1 to 9"):
+            sessions.read_number("last", text, 1, 9)

@@ -8,6 +8,7 @@ import { Sliders } from "./sliders.js";
 
 const WATCH = 400; // ms between two looks at the values of our nodes
 const nodes = new Set(); // our nodes that are on a canvas: {node, panel, watch?}
+let read = 0; // runs of Face Attributes, after which a session has more pictures
 
 async function ask(path, query) {
   try {
@@ -113,6 +114,44 @@ function statistics(node, box) {
   };
 }
 
+function words(node, box) {
+  box.fill(line("tells after a run what each picture says", "fair-soft"));
+  onExecuted(node, ({ fair_words: [told] = [] }) => {
+    if (!told) return;
+    const said = told.phrases.map((text, i) => line(`${i + 1}. ${text || "as the prompt is"}`));
+    box.fill(el("div", "fair-said", ...said), ...warnings(told.warnings));
+  });
+}
+
+function session(node, box) {
+  const value = (name) => node.widgets?.find((widget) => widget.name === name)?.value;
+  const reset = async () => {
+    await api.fetchApi("/fair_adapter/session/reset", { method: "POST" });
+    seen = null;
+  };
+  let seen = null;
+  let aim = ""; // the target is known from a run: it may come from any node
+  let next = "";
+  const show = (told) => {
+    const counted = told.pictures ? line(`the last ${told.pictures} pictures, ${told.faces} with a face`, "fair-title") : line("no picture was read yet: put Face Attributes behind your pictures", "fair-soft");
+    const tools = el("div", "fair-buttons", button("reset", "Forget the pictures of this session", reset));
+    box.fill(counted, shares(told.shares), ...(told.pictures ? told.notes : []).map((text) => line(text)), next ? line(next) : null, tools);
+  };
+  onExecuted(node, ({ fair_session: [told] = [] }) => {
+    if (!told) return;
+    [aim, next, seen] = [told.target, told.next, null];
+  });
+  return async () => {
+    const now = `${value("last")} ${aim} ${next} ${read}`;
+    if (now === seen) return;
+    seen = now;
+    const told = await ask("session", { last: value("last") ?? 100, target: aim });
+    if (now !== seen) return;
+    if (told.error) box.fill(line(told.error, "fair-error"));
+    else show(told);
+  };
+}
+
 const PANELS = {
   FairAdapter_LoadAdapter: loadAdapter,
   FairAdapter_TargetDistribution: target,
@@ -121,6 +160,8 @@ const PANELS = {
   FairAdapter_LiveBars: liveBars,
   FairAdapter_FaceAttributes: faces,
   FairAdapter_Statistics: statistics,
+  FairAdapter_DrawAttributes: words,
+  FairAdapter_Session: session,
 };
 
 // ---- the extension
@@ -138,6 +179,7 @@ app.registerExtension({
   },
   setup() {
     api.addEventListener("fair_adapter.live", ({ detail }) => find(String(detail.node))?.watch.show(detail));
+    api.addEventListener("executed", ({ detail }) => (read += detail?.output?.fair_faces ? 1 : 0));
     setInterval(() => nodes.forEach((entry) => entry.watch?.()), WATCH);
   },
   nodeCreated(node) {

@@ -136,6 +136,7 @@ const STYLE = `
 .fair-messages{display:contents}
 .fair-warning{color:#f0c34e}
 .fair-error{color:#ff8f80}
+.fair-said{max-height:220px;overflow-y:auto}
 .fair-facts{display:grid;grid-template-columns:72px minmax(0,1fr);gap:1px 8px;overflow-wrap:anywhere}
 .fair-facts>:nth-child(odd){color:var(--descrip-text,#9aa0a8)}
 .fair-buttons{display:flex;gap:5px;flex-wrap:wrap}

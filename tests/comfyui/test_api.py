@@ -16,8 +16,9 @@ from fair_adapter.tests.comfyui.lab import Server
 from fair_adapter.tests.comfyui.prompts import ADAPTER, adapted, base, faces, node, stock
 from fair_adapter.tests.fixture_faces import images
 
-NODES = ("Apply", "Export", "FaceAttributes", "LiveBars", "LoadAdapter", "LoadPortrait", "Statistics",
-         "TargetDistribution")  # fmt: skip
+NODES = ("Apply", "DrawAttributes", "Export", "FaceAttributes", "LiveBars", "LoadAdapter", "LoadPortrait",
+         "Session", "Statistics", "TargetDistribution")  # fmt: skip
+WITHOUT_PICTURE = {"7_attributes_in_words"}  # the clone is nearly as large as it may be
 SIGNATURES = Path(__file__).with_name("signatures.json")
 LONG = "a photo of the face of a nurse with a friendly smile, " * 9 + "a person"  # three chunks of 77 tokens
 
@@ -74,7 +75,8 @@ def test_templates_are_offered_with_thumbnails(client: Client) -> None:
     for name in names:
         workflow = client.get(f"/api/workflow_templates/fair-adapter/{name}.json")
         assert any(n["type"].startswith("FairAdapter_") for n in workflow["nodes"])
-        assert client.get(f"/api/workflow_templates/fair-adapter/{name}.jpg")[:3] == b"\xff\xd8\xff"
+        if name not in WITHOUT_PICTURE:
+            assert client.get(f"/api/workflow_templates/fair-adapter/{name}.jpg")[:3] == b"\xff\xd8\xff"
 
 
 # ---- the adapter

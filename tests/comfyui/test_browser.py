@@ -158,6 +158,27 @@ def test_a_run_shows_bars(page: Page) -> None:
     page.picture(SCREENSHOTS / f"{page.name}.png")
 
 
+def test_a_run_shows_what_each_picture_says_and_the_session(page: Page) -> None:
+    page.load(browser.workflow(next(path for path in FLOWS if "words" in path.stem)))
+    page.do("press", "reset")
+    for kind, name, value in (
+        ("FairAdapter_DrawAttributes", "pictures", 3),
+        ("FairAdapter_DrawAttributes", "seed", sum(map(ord, page.name))),
+        ("FairAdapter_Session", "even_out", True),
+        ("FairAdapter_Session", "pictures", 3),
+        ("KSampler", "steps", 4),
+    ):
+        page.do("set", [kind, name, value])
+    page.run()
+    said = ".fair-panel[data-fair=fair_words] .fair-line"
+    assert page.do("count", said) == 3 and page.do("text", said).startswith("1. ")
+    session = ".fair-panel[data-fair=fair_session]"
+    page.wait_for(f"{session} .fair-row")
+    assert page.do("text", f"{session} .fair-title").startswith("the last 3 pictures, ")
+    assert "next 3: gender female" in page.do("text", session)
+    page.picture(SCREENSHOTS / f"{page.name}_words.png")
+
+
 def test_our_files_complained_of_nothing(page: Page) -> None:
     assert page.messages == []
 

@@ -40,6 +40,12 @@ Writes the adapter at this target as a LoRA into `models/loras` and, if it has s
 Anybody can use them without this pack: *Load LoRA* with both strengths at 1, and the prompt prefix at the
 very beginning of the positive prompt. The picture is the same, pixel for pixel. AUTOMATIC1111 and Forge read
 the same files."""
+WORDS = """## Attributes in words
+No adapter: *Draw Attributes* says in every prompt who is drawn, in the counts of an exact batch. The table
+`portrait` has the words of this small model's captions; for other models choose `english`, or your own.
+
+*Session Statistics* counts whatever *Face Attributes* reads. Switch `even_out` on and run again with another
+prompt: the next twelve make up for what the last hundred lack."""
 CHECKPOINT = """## Your own checkpoint
 For Stable Diffusion 1.x, 2.x and SDXL. Choose your checkpoint, and in *Load Fair Adapter* an adapter that was
 trained for it and lies in `models/fair_adapters`. None comes with the pack: the shipped ones are for the
@@ -213,6 +219,26 @@ def checkpoint() -> Flow:
     return flow
 
 
+def words() -> Flow:
+    flow = Flow("Attributes in words", after="randomize", shown=("11", "30"))
+    flow.add("1", "LoadPortrait", (40, 60), (330, 90))
+    flow.add("3", "TargetDistribution", (40, 240), (360, 420), preset=OWN, text=EQUAL)
+    session = {"target": ["3", 0], "last": 100, "even_out": False, "pictures": 12}
+    flow.add("40", "Session", (440, 60), (360, 520), **session)
+    given = {"target": ["40", 0], "pictures": 12, "seed": 7, "place": "at the marker", "marker": "[person]"}
+    given |= {"prompt": prompt_of("[person] mechanic"), "first_picture": 0, "phrases": "portrait"}
+    flow.add("30", "DrawAttributes", (840, 60), (360, 620), **given)
+    flow.add("5", "CLIPTextEncode", (1240, 60), (330, 110), "positive prompts", clip=["1", 1], text=["30", 0])
+    flow.add("6", "CLIPTextEncode", (1240, 220), (330, 90), "negative prompt", clip=["1", 1], text="")
+    flow.add("7", "EmptyLatentImage", (1240, 360), (330, 110), width=128, height=128, batch_size=1)
+    flow.sampler("9", (1610, 60), "1", 7, positive=["5", 0], negative=["6", 0], latent_image=["7", 0])
+    flow.nodes["9"]["inputs"]["seed"] = ["30", 2]
+    faces = {"faces": "largest face", "certain": 0.7, "target": ["3", 0]}
+    flow.add("11", "FaceAttributes", (1950, 60), (430, 780), images=["90", 0], **faces)
+    flow.note = ((40, 720), (760, 230), WORDS)
+    return flow
+
+
 FLOWS: dict[str, Callable[[], Flow]] = {
     "1_live_attribute_bars": live,
     "2_adapter_on_and_off": on_and_off,
@@ -220,4 +246,5 @@ FLOWS: dict[str, Callable[[], Flow]] = {
     "4_statistics_over_many_batches": statistics,
     "5_export_for_everybody": export,
     "6_your_own_checkpoint": checkpoint,
+    "7_attributes_in_words": words,
 }
