@@ -8,28 +8,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 from torch import Tensor
 
+from ..shared.adapter import FairnessAdapter
 from ..shared.adapter_info import BaseModel
-from ..shared.bars import FaceBars, draw_faces
+from ..shared.attributes import TargetDistribution
+from ..shared.bars import draw_faces
 from ..shared.errors import FairAdapterError, reason
 from ..shared.images import to_tensor
 from ..shared.live import LiveBars, LiveFrame
+from ..shared.target_table import beside
 from . import infotext, views
+from .aims import Aim, PictureText, PromptAims, shared_lora
 from .decoder import Decoder
-from .injection import NativeStore, insert_all, strip, visible_words
+from .injection import NativeStore, strip
 from .job import CHANGES, JOB, Job, Picture, job_of
 from .outcome import Outcome
+from .prompting import insert_tokens, write_into_prompts
 from .records import PictureRecord, face_to_list
 from .request import IN_PROMPT, is_enabled, read_request, readable_part, with_changes
 from .service import FairService, LastResult, check_base
 
 CHUNK = "fair_adapter"  # name of the PNG chunk
-ORDINARY, NEGATIVE = ("prompts", "hr_prompts"), ("negative_prompts", "hr_negative_prompts")
 
 
 class Host(Protocol):
@@ -109,81 +114,92 @@ class Generation:
         for key in infotext.KEYS:
             p.extra_generation_params.pop(key, None)  # a grid shares them among its cells
         job.target = self.service.target(request.adapter, request.target)
+        table = self.service.table(request.adapter, request.table) if request.has_table else None
         if not request.has_adapter:
-            p.extra_generation_params.update(infotext.describe(request))
+            if table is not None:
+                self._aim_by_prompt(p, job, PromptAims(table, job.target, Aim, partial(self.note, p, job)))
+            else:
+                p.extra_generation_params.update(infotext.describe(request))
             return
         adapter = self.service.library.load(request.adapter)
         self.note(p, job, *check_base(adapter, base))
-        wanted = adapter.targets.resolve(request.target or None)
+        job.adapter = adapter
+        if table is not None:
+            own = adapter.targets.default
+            default = own if job.target is None else beside(job.target, own)
+            make, say = partial(self._aim, p, job, adapter), partial(self.note, p, job)
+            self._aim_by_prompt(p, job, PromptAims(table, default, make, say))
+        else:
+            aim = self._aim(p, job, adapter, request.target or None)
+            job.weights, job.files = aim.weights, aim.files
+            entries = infotext.describe(request, aim.text, aim.used)
+            p.extra_generation_params.update(entries | ({infotext.ERROR: job.error} if job.error else {}))
+        if request.place == IN_PROMPT:
+            write_into_prompts(p, job)
+
+    def _aim(
+        self, p: Any, job: Job, adapter: FairnessAdapter, target: TargetDistribution | str | None
+    ) -> Aim:
+        """The adapter at a target, in files that the host knows."""
+        wanted = adapter.targets.resolve(target)
         self.note(p, job, *wanted.warnings)
         text = infotext.readable(wanted.target)
-        weights = adapter.at(text, request.strength)  # what a pasted infotext asks for, to the last bit
-        job.target = weights.target
-        files = self.host.native_store(self.service.options().keep_files).materialise(adapter, weights)
+        weights = adapter.at(text, job.request.strength)  # what a pasted infotext asks for, to the last bit
+        if job.own is None:
+            job.target = weights.target
+        store = self.host.native_store(self.service.options().keep_files)
+        files = store.materialise(adapter, weights, job.own.files if job.own else ())
         if files.fresh:
             self.host.forget_conditions(p)
-        if (
-            files.token
-            and files.embedding_path
-            and not self.host.take_embedding(files.token, files.embedding_path)
-        ):
+        path = files.embedding_path
+        if files.token and path and not self.host.take_embedding(files.token, path):
             raise FairAdapterError(
-                f"{request.adapter}: the host did not take its soft tokens; load {adapter.info.base.name} or "
-                "choose an adapter made for this model"
+                f"{job.request.adapter}: the host did not take its soft tokens; load "
+                f"{adapter.info.base.name} or choose an adapter made for this model"
             )
-        job.adapter, job.weights, job.files = adapter, weights, files
-        used = weights.content_hash if weights.soft or weights.lora else ""
-        entries = infotext.describe(request, text, used)
-        if wanted.ignored:  # the adapter is in use, but for another target than was asked for
-            job.error = entries[infotext.ERROR] = self.service.public("; ".join(wanted.ignored))
-        p.extra_generation_params.update(entries)
-        if request.place == IN_PROMPT:
-            self._write_into_prompts(p, job)
+        told = self.service.public("; ".join(wanted.ignored))
+        if told not in job.error:  # the adapter is in use, but for another target than was asked for
+            job.error = "; ".join(filter(None, [job.error, told]))
+        return Aim(weights.target, weights, files)
 
-    def _write_into_prompts(self, p: Any, job: Job, batch: slice | None = None) -> None:
-        """Tokens and LoRA into the lists of all prompts, or into those of one batch.
-
-        The host has cut out the prompts of a batch already; those of its hires pass it cuts out later.
-        """
-        assert job.files is not None and job.adapter is not None
-        words = visible_words(job.files)
-        negative = job.files.token if job.adapter.negative_tokens else None
-        for name, added in (("prompts", words), ("hr_prompts", words), ("negative_prompts", negative),
-                            ("hr_negative_prompts", negative)):  # fmt: skip
-            everything = list(getattr(p, f"all_{name}", None) or [])
-            if not everything or not added:
-                continue
-            is_cut, part = batch is not None and not name.startswith("hr_"), batch or slice(None)
-            everything[part] = insert_all(getattr(p, name) if is_cut else everything[part], added)
-            setattr(p, f"all_{name}", everything)
-            if is_cut:
-                setattr(p, name, everything[part])
+    def _aim_by_prompt(self, p: Any, job: Job, own: PromptAims) -> None:
+        """Every picture at the target of its prompt, as far as prompts are known by now."""
+        job.own = own
+        aims = own.put(0, p.all_prompts)
+        for first in range(0, len(aims), p.batch_size):
+            shared_lora(aims[first : first + p.batch_size])  # refuses before the first batch is drawn
+        job.target, job.weights, job.files = aims[0].target, aims[0].weights, aims[0].files
+        text, used = PictureText(lambda at: job.aim(at).text), PictureText(lambda at: job.aim(at).used)
+        entries = infotext.describe(job.request, text, used)
+        p.extra_generation_params.update(entries | ({infotext.ERROR: job.error} if job.error else {}))
 
     def keep_visible(self, p: Any) -> None:
         """Hook `before_process_batch`: scripts that ran after ours may have made the prompts anew."""
         job = job_of(p)
         if job is not None and job.files is not None and job.request.place == IN_PROMPT:
             first = p.iteration * p.batch_size
-            self._write_into_prompts(p, job, slice(first, first + len(p.prompts)))
+            if job.own is not None:
+                job.own.put(first, p.prompts)
+            write_into_prompts(p, job, slice(first, first + len(p.prompts)))
 
     def inject(self, p: Any) -> None:
         """Hook `process_batch`, after the host parsed the prompts and before it encodes them."""
         job = job_of(p)
         if job is None or job.files is None or job.adapter is None:
             return
-        files, hidden = job.files, job.request.place != IN_PROMPT
-        if files.lora and hidden:
-            self.host.add_lora(p, files.lora)
+        if job.own is not None:  # scripts may have made the prompts anew
+            job.own.put(p.iteration * p.batch_size, p.prompts)
+        lora, hidden = shared_lora(job.aims(p)), job.request.place != IN_PROMPT
+        if lora and hidden:
+            self.host.add_lora(p, lora)
             job.own_loras = bool(getattr(p, "disable_extra_networks", False))
-        if files.lora and self.host.matched_layers(files.lora) == 0:
+        if lora and self.host.matched_layers(lora) == 0:
             raise FairAdapterError(
                 f"{job.request.adapter}: none of its LoRA layers is in this model; load "
                 f"{job.adapter.info.base.name} or choose another adapter"
             )
-        if files.token and hidden:
-            for name in (*ORDINARY, *(NEGATIVE if job.adapter.negative_tokens else ())):
-                if getattr(p, name, None):
-                    setattr(p, name, insert_all(getattr(p, name), files.token))
+        if hidden:
+            insert_tokens(p, job)
 
     # ---- while sampling
 
@@ -200,8 +216,10 @@ class Generation:
             if self.service.monitor.show(live, frame) and options.live_preview:
                 self.host.show_preview(frame.image)
 
+        targets = {job.target} if job.own is None else {aim.target for aim in job.aims(p)}
+        target = targets.pop() if len(targets) == 1 else None  # pictures of several are counted in no shares
         live = LiveBars(
-            self.service.reader(), self.host.decoder(), show, every=options.live_every, target=job.target
+            self.service.reader(), self.host.decoder(), show, every=options.live_every, target=target
         )
         self.service.monitor.begin(live, self.origin, options.live_preview)
         job.live = live
@@ -249,30 +267,31 @@ class Generation:
         small, moved = views.thumbnail(image, faces)
         full = image.copy() if job.request.overlay else None
         place = getattr(p, "iteration", 0) * getattr(p, "batch_size", 1) + index
-        job.pictures[place] = job.unsaved = Picture(small, moved, faces, image.size, full)
+        picture = Picture(small, moved, faces, image.size, full, job.aim(place))
+        job.pictures[place] = job.unsaved = picture
         if options.chunk:
-            image.info[CHUNK] = self._chunk(job, faces)  # hosts write such texts into what is not saved too
+            image.info[CHUNK] = self._chunk(job, picture)  # hosts write such texts into what is not saved too
 
     def before_saved(self, p: Any, image: Image.Image, pnginfo: dict[str, Any]) -> Image.Image | None:
         """Callback `on_before_image_saved`: adds our chunk; returns a picture to be saved instead."""
         job = job_of(p)
         if job is None or job.unsaved is None or job.unsaved.size != image.size:
             return None  # a grid, a picture before the hires pass
-        faces, job.unsaved = job.unsaved.faces, None  # a mask of the same size may follow
+        picture, job.unsaved = job.unsaved, None  # a mask of the same size may follow
         options = self.service.options()
         if options.chunk:
-            pnginfo[CHUNK] = self._chunk(job, faces)
-        return draw_faces(image, faces) if options.save_bars else None
+            pnginfo[CHUNK] = self._chunk(job, picture)
+        return draw_faces(image, picture.faces) if options.save_bars else None
 
-    def _chunk(self, job: Job, faces: Sequence[FaceBars]) -> str:
+    def _chunk(self, job: Job, picture: Picture) -> str:
         return json.dumps(
             {
                 "adapter": job.request.adapter,
-                "target": infotext.readable(job.target) if job.target else "",
+                "target": picture.aim.text,
                 "strength": job.request.strength,
                 **({"error": job.error} if job.error else {}),
                 "classifier": self.service.reader().classifier.identity,
-                "faces": [face_to_list(face) for face in faces],
+                "faces": [face_to_list(face) for face in picture.faces],
             }
         )
 
@@ -303,9 +322,9 @@ class Generation:
                     prompt=strip(_at(getattr(p, "all_prompts", []), index, "")),
                     faces=picture.faces,
                     seed=int(_at(getattr(p, "all_seeds", []), index, -1)),
-                    adapter=job.request.adapter if job.weights is not None else "None",
-                    target=infotext.readable(job.target) if job.target else "",
-                    strength=job.request.strength if job.weights is not None else 0.0,
+                    adapter=job.request.adapter if picture.aim.weights is not None else "None",
+                    target=picture.aim.text,
+                    strength=job.request.strength if picture.aim.weights is not None else 0.0,
                     model=job.model,
                     width=picture.size[0],
                     height=picture.size[1],
@@ -339,7 +358,7 @@ class Generation:
         self.service.say(explain(error))
         line = self.service.public(explain(error))
         self.note(p, job, line)
-        job.weights = job.files = None
+        job.weights = job.files = job.own = None
         job.error = line
         for key in infotext.KEYS:
             p.extra_generation_params.pop(key, None)

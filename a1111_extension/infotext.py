@@ -1,7 +1,7 @@
 """What is written into a picture's parameters, and how it is read back.
 
 `Fair adapter`, `Fair target`, `Fair strength`, `Fair hash` (of the weights that were used) and, only where
-they say something, `Fair tokens` and `Fair error`. The host quotes values with commas itself.
+they say something, `Fair tokens`, `Fair table` and `Fair error`. The host quotes values with commas itself.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .injection import strip
 from .request import HIDDEN, IN_PROMPT, NO_ADAPTER, FairRequest
 
 ADAPTER, TARGET, STRENGTH = "Fair adapter", "Fair target", "Fair strength"
-HASH, TOKENS, ERROR = "Fair hash", "Fair tokens", "Fair error"
-KEYS = (ADAPTER, TARGET, STRENGTH, HASH, TOKENS, ERROR)
+HASH, TOKENS, ERROR, TABLE = "Fair hash", "Fair tokens", "Fair error", "Fair table"
+KEYS = (ADAPTER, TARGET, STRENGTH, HASH, TOKENS, ERROR, TABLE)
 ENABLED = "Fair enabled"  # stands in no picture: the name by which the hosts' buttons know the accordion
 PROMPTS = ("Prompt", "Negative prompt", "Hires prompt", "Hires negative prompt")
 
@@ -28,11 +28,13 @@ def describe(request: FairRequest, target: str = "", content_hash: str = "") -> 
 
     target: as the adapter resolved it.  content_hash: of the weights; empty without an adapter.
     """
+    table = {TABLE: request.table} if request.has_table else {}
     if not request.has_adapter:
-        return {ADAPTER: NO_ADAPTER, **({TARGET: request.target} if request.target else {})}
+        asked = target or request.target
+        return {ADAPTER: NO_ADAPTER, **({TARGET: asked} if asked else {}), **table}
     entries: dict[str, Any] = {ADAPTER: request.adapter, TARGET: target, STRENGTH: request.strength}
     entries |= {HASH: content_hash} if content_hash else {}
-    return entries | ({TOKENS: request.place} if request.place != HIDDEN else {})
+    return entries | ({TOKENS: request.place} if request.place != HIDDEN else {}) | table
 
 
 def describe_failure(request: FairRequest, reason: str, refused: Sequence[str] = ()) -> dict[str, Any]:
@@ -120,6 +122,11 @@ def pasted_place(parameters: Mapping[str, Any]) -> str | None:
     return IN_PROMPT if parameters.get(TOKENS) == IN_PROMPT else HIDDEN
 
 
+def pasted_table(parameters: Mapping[str, Any]) -> str | None:
+    """The table of targets, "None" of a picture without one."""
+    return str(parameters.get(TABLE, NO_ADAPTER)) if is_on(parameters) else None
+
+
 FIELDS = (  # of the first widgets of `request.ARGUMENTS`, in that order
     PasteField(ENABLED, is_on),
     PasteField(ADAPTER, pasted_adapter),
@@ -127,6 +134,7 @@ FIELDS = (  # of the first widgets of `request.ARGUMENTS`, in that order
     PasteField(STRENGTH, pasted_strength),
     PasteField(TOKENS, pasted_place),
 )
+TABLE_FIELD = PasteField(TABLE, pasted_table)
 SETTLED = PasteField(
     "Fair settled", is_on
 )  # that somebody has chosen: the page then chooses nothing by itself

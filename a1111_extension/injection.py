@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +47,10 @@ def insert(text: str, words: str) -> str:
     return " ".join(joined)
 
 
-def insert_all(prompts: Sequence[str], words: str) -> list[str]:
-    return [insert(prompt, words) for prompt in prompts]
+def insert_each(prompts: Sequence[str], words: Sequence[str | None]) -> list[str]:
+    """Each prompt with words of its own before it; None and "" leave it as it is."""
+    own = (words[index % len(words)] for index in range(len(prompts)))
+    return [insert(prompt, added) if added else prompt for prompt, added in zip(prompts, own)]
 
 
 def visible_words(files: NativeFiles) -> str:
@@ -64,9 +66,12 @@ class NativeStore:
         self.embeddings, self.loras, self.keep = embeddings / FOLDER, loras / FOLDER, max(1, keep)
         self._lock = threading.Lock()
 
-    def materialise(self, adapter: FairnessAdapter, weights: AdapterWeights) -> NativeFiles:
+    def materialise(
+        self, adapter: FairnessAdapter, weights: AdapterWeights, needed: Collection[str] = ()
+    ) -> NativeFiles:
         """Files for `adapter.at(...)`; a file that is there already is used again.
 
+        needed: names of others that stay.
         Raises FairAdapterError if a folder can't be written to, and for more encoders than the host's
         embeddings know.
         """
@@ -80,8 +85,8 @@ class NativeStore:
                 path = self.loras / f"{name}.safetensors"
                 fresh |= self._write(path, lambda: lora_file(adapter, weights, name))
             if fresh:
-                self._prune(self.embeddings, name)
-                self._prune(self.loras, name)
+                self._prune(self.embeddings, {name, *needed})
+                self._prune(self.loras, {name, *needed})
         token, lora = (name if weights.soft else None), (name if weights.lora else None)
         return NativeFiles(token, lora, embedding, fresh)
 
@@ -98,11 +103,11 @@ class NativeStore:
         write_bytes(path, content(), overwrite=True)
         return True
 
-    def _prune(self, folder: Path, kept: str) -> None:
+    def _prune(self, folder: Path, kept: Collection[str]) -> None:
         """Remove our own files that were not used for longest; nothing else in the folder is touched."""
-        own = [p for p in folder.glob("fair_*.safetensors") if NAME.fullmatch(p.stem) and p.stem != kept]
+        own = [p for p in folder.glob("fair_*.safetensors") if NAME.fullmatch(p.stem) and p.stem not in kept]
         by_age = sorted(own, key=lambda p: p.stat().st_mtime_ns, reverse=True)
-        for path in by_age[self.keep - 1 :]:
+        for path in by_age[max(0, self.keep - len(kept)) :]:
             try:
                 os.unlink(path)
             except OSError:

@@ -15,6 +15,7 @@ from ..shared.bars import FaceBars
 from ..shared.live import readings_dict
 from ..shared.statistics import FairnessStatistics
 from . import views
+from .aims import Aim
 from .infotext import readable
 from .job import Job
 from .service import LastResult
@@ -24,13 +25,15 @@ KEPT = 4 * views.SHOWN  # pictures of one click that are kept to be shown; the o
 
 @dataclass
 class Settings:
-    """Pictures of the same adapter, target and strength.  faces: of every picture.  tiles: what is shown."""
+    """Pictures of the same adapter, target and strength.  told: the row of a table that gave the target.
+    faces: of every picture.  tiles: what is shown."""
 
     origin: str
     adapter: str
     target: TargetDistribution | None
     strength: float
     used: bool
+    told: str = ""
     notes: list[str] = field(default_factory=list)
     faces: list[Sequence[FaceBars]] = field(default_factory=list)
     tiles: list[views.Tile] = field(default_factory=list)
@@ -43,7 +46,8 @@ class Settings:
     def heading(self) -> str:
         if not self.used:
             return "Faces of this batch"
-        return f"{self.adapter} at {views.spaced(self.aim)}, strength {self.strength:g}"
+        told = f" ({self.told})" if self.told else ""
+        return f"{self.adapter} at {views.spaced(self.aim)}, strength {self.strength:g}{told}"
 
     def counted(self, attributes: Sequence[Attribute]) -> FairnessStatistics:
         statistics = FairnessStatistics(attributes)
@@ -90,20 +94,26 @@ class Outcome:
         """A generation is finished.  captions: of all its pictures, in their order."""
         if not job.pictures and not job.notes:
             return  # such as one that repairs faces inside of another
-        used, asked = job.weights is not None, job.request
-        target = job.weights.target if job.weights is not None else job.target
-        new = Settings(job.origin, asked.adapter, target, asked.strength, used)
-        part = next((p for p in self._parts if _same(p, new)), None)
-        if part is None:
-            self._parts.append(part := new)
+        pictures = sorted(job.pictures.items())
+        part = self._part(job, pictures[0][1].aim if pictures else job.aim(0))
         part.notes += [note for note in job.notes if note not in part.notes]
         kept = sum(len(p.tiles) for p in self._parts)
-        for place, picture in sorted(job.pictures.items()):
+        for place, picture in pictures:
+            part = self._part(job, picture.aim)
             part.faces.append(picture.faces)
             if kept < KEPT:
                 caption = captions[place] if place < len(captions) else ""
                 part.tiles.append((picture.small, picture.small_faces, caption))
                 kept += 1
+
+    def _part(self, job: Job, aim: Aim) -> Settings:
+        """Where pictures of a job at an aim are counted."""
+        asked, used = job.request, aim.weights is not None
+        new = Settings(job.origin, asked.adapter, aim.target, asked.strength, used, aim.told)
+        part = next((p for p in self._parts if _same(p, new)), None)
+        if part is None:
+            self._parts.append(part := new)
+        return part
 
     def result(self, attributes: Callable[[], Sequence[Attribute]], shown: bool) -> LastResult:
         """Panel and JSON: those of the last settings, and where there are several, all of them as "cells".

@@ -1,4 +1,4 @@
-"""Axes of the host's X/Y/Z plot: target, strength and adapter."""
+"""Axes of the host's X/Y/Z plot: target, strength, adapter and table of targets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ AXES: tuple[tuple[str, str, type], ...] = (
     ("[Fair Adapter] Target", "target", str),
     ("[Fair Adapter] Strength", "strength", float),
     ("[Fair Adapter] Adapter", "adapter", str),
+    ("[Fair Adapter] Targets by prompt", "table", str),
 )
 
 

@@ -27,6 +27,8 @@ class FairRequest:
     strength: 1 is the trained adapter.
     place: where the soft tokens go: "hidden" (infotext keeps the user's prompt) or "in the prompt".
     live: bars while sampling.  overlay: copies with bars are added to the gallery.
+    table: name of a table that gives prompts targets of their own, "" or "None" for none; target then is for
+        the others.
     """
 
     enabled: bool = False
@@ -36,9 +38,10 @@ class FairRequest:
     place: str = HIDDEN
     live: bool = True
     overlay: bool = False
+    table: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("adapter", "target"):
+        for name in ("adapter", "target", "table"):
             value = getattr(self, name)
             object.__setattr__(self, name, "" if value is None else value)
             if not isinstance(getattr(self, name), str):
@@ -58,6 +61,10 @@ class FairRequest:
     @property
     def has_adapter(self) -> bool:
         return self.adapter not in ("", NO_ADAPTER)
+
+    @property
+    def has_table(self) -> bool:
+        return self.table not in ("", NO_ADAPTER)
 
 
 ARGUMENTS = tuple(f.name for f in fields(FairRequest))

@@ -19,6 +19,8 @@ from ..shared.library import SHIPPED, AdapterLibrary
 from ..shared.phrases import PhraseTables
 from ..shared.presets import presets
 from ..shared.reader import FaceReader
+from ..shared.table_files import TableLibrary
+from ..shared.target_table import TargetTable
 from . import views
 from .infotext import readable
 from .monitor import LiveMonitor
@@ -29,6 +31,7 @@ from .scratch import Scratch
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 UNLOADABLE = "sd3"  # architecture of models whose adapters the hosts' LoRA and embedding loaders can't take
+ADVISED = 6  # patterns of a table that are told
 REMEMBERED = 200  # lines of the log
 log = logging.getLogger("fair_adapter")
 
@@ -87,6 +90,7 @@ class FairService:
     ) -> None:
         self.library = AdapterLibrary([*folders, SHIPPED])
         self.phrases = PhraseTables(folders)
+        self.tables = TableLibrary([*folders, SHIPPED])
         self.records = RecordStore(data / "statistics.sqlite")
         self.monitor = LiveMonitor()
         self.scratch = Scratch()
@@ -193,11 +197,38 @@ class FairService:
         """
         if not text.strip():
             return None
-        own = {a.name: a for a in self.attributes(name)}
-        return TargetDistribution.parse(text, [*own.values(), *(a for a in KNOWN if a.name not in own)])
+        return TargetDistribution.parse(text, self._nameable(name))
 
-    def advice(self, name: str, text: str, base: BaseModel | None) -> str:
+    def table(self, name: str, table: str) -> TargetTable:
+        """A table of targets by prompt for an adapter. Raises FairAdapterError as TableLibrary.load."""
+        return self.tables.load(table, self._nameable(name))
+
+    def table_choices(self) -> list[str]:
+        """Entries of the menu of tables."""
+        return [NO_ADAPTER, *self.tables.names()]
+
+    def _nameable(self, name: str) -> list[Attribute]:
+        """What targets for an adapter may name: its attributes, then ours that it does not have."""
+        own = {a.name: a for a in self.attributes(name)}
+        return [*own.values(), *(a for a in KNOWN if a.name not in own)]
+
+    def table_advice(self, name: str, table: str) -> str:
+        """HTML: what a chosen table holds, or what is wrong with it; nothing without one."""
+        if table in ("", NO_ADAPTER):
+            return ""
+        try:
+            rows = self.table(name, table).rows
+        except FairAdapterError as error:
+            return self.problem(error)
+        shown = ", ".join(row.pattern for row in rows[:ADVISED])
+        more = f" and {len(rows) - ADVISED} more" if len(rows) > ADVISED else ""
+        return views.message([f"{table}: {shown}{more}; the target above is for other prompts"], "info")
+
+    def advice(self, name: str, text: str, base: BaseModel | None, table: str = "") -> str:
         """HTML: what is wrong or noteworthy with a choice, before anything is generated."""
+        return self._advice(name, text, base) + self.table_advice(name, table)
+
+    def _advice(self, name: str, text: str, base: BaseModel | None) -> str:
         try:
             adapter = self.adapter(name)
             if adapter is None:

@@ -17,6 +17,7 @@ from ..shared.attributes import TABLE, Attribute, TargetDistribution
 from ..shared.errors import FairAdapterError
 from ..shared.library import SUFFIX
 from ..shared.presets import linked
+from ..shared.table_files import TABLES
 from . import infotext, views
 from .request import HIDDEN, NO_ADAPTER, PLACES
 from .service import FairService, LastResult
@@ -57,6 +58,11 @@ def build(
             elem_id=elem_id("target"),
             info="what the sliders say; joint targets such as gender*race=... are written here",
         )  # fmt: skip
+        table = gr.Dropdown(
+            choices=service.table_choices(), value=NO_ADAPTER, label="Targets by prompt",
+            allow_custom_value=True, elem_id=elem_id("table"),
+            info="a table gives each prompt its own target; the sliders are for prompts without a row",
+        )  # fmt: skip
         with gr.Row():
             strength = gr.Slider(
                 *STRENGTHS, value=1.0, step=0.05, label="Strength", elem_id=elem_id("strength")
@@ -72,17 +78,21 @@ def build(
             )
         advice = gr.HTML(service.advice(first, "", None), elem_id=elem_id("advice"))
         settled = gr.Checkbox(False, visible=False, elem_id=elem_id("settled"))
-    choices: list[Any] = [adapter, preset, target, settled, *sliders]
+    choices: list[Any] = [adapter, preset, target, table, settled, *sliders]
     for component in choices:
         component.do_not_save_to_config = True  # the host would remember labels and values of other adapters
-    connect_target(service, adapter, preset, sliders, rows, target, advice, base)
+    connect_target(service, adapter, preset, sliders, rows, target, advice, base, table)
     enabled.change(
-        lambda *now: on_open(service, _known(base), first, *now), [enabled, settled, adapter, target],
+        lambda *now: on_open(service, _known(base), first, *now), [enabled, settled, adapter, target, table],
         [adapter, target, settled, advice], queue=False, show_progress="hidden",
     )  # fmt: skip
-    refresh.click(lambda name: refreshed(service, name), [adapter], [adapter, preset], queue=False)
-    controls: list[Any] = [enabled, adapter, target, strength, place, live, overlay]
-    return controls, [*zip(controls, infotext.FIELDS), (settled, infotext.SETTLED)]
+    refresh.click(
+        lambda name, chosen: [*refreshed(service, name), refreshed_tables(service, chosen)],
+        [adapter, table], [adapter, preset, table], queue=False,
+    )  # fmt: skip
+    controls: list[Any] = [enabled, adapter, target, strength, place, live, overlay, table]
+    fields = [*zip(controls, infotext.FIELDS), (table, infotext.TABLE_FIELD)]
+    return controls, [*fields, (settled, infotext.SETTLED)]
 
 
 def on_open(
@@ -93,6 +103,7 @@ def on_open(
     settled: bool,
     name: str,
     text: str,
+    table: str = "",
 ) -> list[Any]:
     """Updates of adapter, target, settled and advice when the accordion opens.
 
@@ -105,8 +116,9 @@ def on_open(
         name = service.fitting_choice(base) or name
         if name != first:
             text = service.default_target(name)
-            return [name, text, True, service.advice(name, text, base)]
-    return [keep, keep, settled or (is_open and base is not None), service.advice(name, text or "", base)]
+            return [name, text, True, service.advice(name, text, base, table)]
+    told = service.advice(name, text or "", base, table or "")
+    return [keep, keep, settled or (is_open and base is not None), told]
 
 
 # ---- sliders
@@ -199,12 +211,15 @@ def connect_target(
     target: Any,
     advice: Any,
     base: Base | None,
+    table: Any = None,
 ) -> None:
     """Events. `input` and `release` come from people alone, `change` also from a paste; all are quick."""
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 
-    def advise(name: str, text: str) -> str:
-        return service.advice(name, text or "", _known(base))
+    by_prompt = [] if table is None else [table]
+
+    def advise(name: str, text: str, chosen: str = "") -> str:
+        return service.advice(name, text or "", _known(base), chosen or "")
 
     for slot, slider in enumerate(sliders):
         first = slot // CLASSES * CLASSES
@@ -215,25 +230,28 @@ def connect_target(
 
         slider.release(on_move, [adapter, target, *sliders], [*group, target, preset, advice], **quick)
 
-    def on_text(name: str, text: str, *values: float) -> list[Any]:
+    def on_text(name: str, text: str, *now: Any) -> list[Any]:
+        values, chosen = now[: len(sliders)], now[len(sliders) :]
         states = slots(service.attributes(name), _read(service, name, text))
         updates = [
             gr.update() if abs((value or 0.0) - state["value"]) < NEAR else gr.update(value=state["value"])
             for value, state in zip(values, states)
         ]
-        return [*updates, advise(name, text)]
+        return [*updates, advise(name, text, *chosen)]
 
-    def on_adapter(name: str, text: str) -> list[Any]:
-        return [*shown_sliders(service, name, text), advise(name, text)]
+    def on_adapter(name: str, text: str, *chosen: str) -> list[Any]:
+        return [*shown_sliders(service, name, text), advise(name, text, *chosen)]
 
     def on_preset(name: str, chosen: str) -> Any:
         found = service.presets(name).get(chosen)
         return gr.update() if found is None else infotext.readable(found)
 
     adapter.input(service.default_target, [adapter], [target], **quick)
-    adapter.change(on_adapter, [adapter, target], [*sliders, *rows, preset, advice], **quick)
+    adapter.change(on_adapter, [adapter, target, *by_prompt], [*sliders, *rows, preset, advice], **quick)
     preset.input(on_preset, [adapter, preset], [target], **quick)
-    target.change(on_text, [adapter, target, *sliders], [*sliders, advice], **quick)
+    target.change(on_text, [adapter, target, *sliders, *by_prompt], [*sliders, advice], **quick)
+    if table is not None:
+        table.change(advise, [adapter, target, table], [advice], **quick)
 
 
 def shown_sliders(service: FairService, name: str, text: str) -> list[Any]:
@@ -253,6 +271,13 @@ def refreshed(service: FairService, name: str) -> list[Any]:
         gr.update(choices=known, value=value),
         gr.update(choices=[CUSTOM, *service.presets(name)], value=CUSTOM),
     ]
+
+
+def refreshed_tables(service: FairService, name: str) -> Any:
+    """The menu of tables after files were added or removed."""
+    known = service.table_choices()
+    value = next((full for full in (name, f"{name}{TABLES}") if full in known), NO_ADAPTER)
+    return gr.update(choices=known, value=value)
 
 
 # ---- the panel under the gallery

@@ -46,7 +46,7 @@ words = st.text(alphabet="abc AND,()<>:_019", max_size=40)
 
 def test_positional_arguments_keep_their_order() -> None:
     """The API's list: names may only be appended, or old requests mean something else."""
-    assert ARGUMENTS == ("enabled", "adapter", "target", "strength", "place", "live", "overlay")
+    assert ARGUMENTS == ("enabled", "adapter", "target", "strength", "place", "live", "overlay", "table")
     assert read_request([True, "x", "gender=50/50", 1]) == FairRequest(True, "x", "gender=50/50", 1.0)
     assert read_request([]) == FairRequest()
 
@@ -106,7 +106,7 @@ def test_plot_axes_are_added_once() -> None:
 
     module = SimpleNamespace(axis_options=[], AxisOption=make)
     loaded = [SimpleNamespace(module=SimpleNamespace()), SimpleNamespace(module=module)]
-    assert (plot.add_axes(loaded), plot.add_axes(loaded), len(module.axis_options)) == (3, 0, 3)
+    assert (plot.add_axes(loaded), plot.add_axes(loaded), len(module.axis_options)) == (4, 0, 4)
 
 
 # ---- prompts

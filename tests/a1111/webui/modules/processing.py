@@ -88,13 +88,17 @@ class Processed:
         return json.dumps({name: getattr(self, name) for name in names})
 
 
-def create_infotext(p, index):
+def create_infotext(p, index, grid=False):
     parameters = {
         "Steps": p.steps, "Sampler": "DPM++ 2M", "CFG scale": p.cfg_scale, "Seed": p.all_seeds[index],
         "Size": f"{p.width}x{p.height}", "Model": "portrait",
         "Denoising strength": p.denoising_strength if p.enable_hr or p.is_img2img else None,
         **p.extra_generation_params, "Version": "stand-in",
     }  # fmt: skip
+    for name, value in parameters.items():  # with what the hosts have at hand there
+        if callable(value):
+            inside = 0 if grid else index - p.iteration * p.batch_size
+            parameters[name] = value(p=p, index=inside, use_main_prompt=grid)
     return infotext_utils.write(p.all_prompts[index], p.all_negative_prompts[index], parameters)
 
 
@@ -117,7 +121,7 @@ def process_images(p):
     first = 0
     if len(output) > 1:
         grid = images.image_grid(output)
-        text = create_infotext(p, 0)
+        text = create_infotext(p, 0, grid=True)
         output.insert(0, grid)
         infotexts.insert(0, text)
         first = 1
