@@ -8,6 +8,7 @@ from . import host, routes
 from .nodes_adapter import ApplyAdapter, ExportAdapter, LoadAdapter, SetTarget
 from .nodes_faces import CollectStatistics, LiveAttributeBars, ReadFaces
 from .nodes_model import LoadPortrait
+from .nodes_table import TargetByPrompt
 from .nodes_words import DrawAttributes, SessionStatistics
 
 
@@ -24,6 +25,7 @@ class FairAdapterExtension(ComfyExtension):
             SessionStatistics,
             ExportAdapter,
             LoadPortrait,
+            TargetByPrompt,
         ]
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..shared.errors import FairAdapterError
 from ..shared.library import SHIPPED, SUFFIX, AdapterLibrary
 from ..shared.phrases import PhraseTables
+from ..shared.table_files import TableLibrary
 
 FOLDER = "fair_adapters"
 _log = logging.getLogger("fair_adapter")
@@ -43,6 +44,11 @@ def library() -> AdapterLibrary:
 @lru_cache(maxsize=4)
 def _library(folders: tuple[str, ...]) -> AdapterLibrary:
     return AdapterLibrary((*folders, SHIPPED))
+
+
+def tables() -> TableLibrary:
+    """The user's tables of targets, which lie beside the adapters, and the shipped example."""
+    return TableLibrary((*folder_paths.get_folder_paths(FOLDER), SHIPPED))
 
 
 def phrases() -> PhraseTables:

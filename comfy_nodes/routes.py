@@ -20,6 +20,7 @@ from .session import MOST, SESSION, read_number, session_dict
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PREFIX = "/fair_adapter"
+SHOWN = 40  # rows of a table
 
 
 def register() -> None:
@@ -31,6 +32,7 @@ def register() -> None:
     table.get(f"{PREFIX}/adapters")(_guarded(adapters))
     table.get(f"{PREFIX}/adapter")(_guarded(adapter))
     table.get(f"{PREFIX}/target")(_guarded(target))
+    table.get(f"{PREFIX}/table")(_guarded(target_table))
     table.get(f"{PREFIX}/statistics")(_guarded(statistics))
     table.get(f"{PREFIX}/statistics.csv")(_guarded(statistics_csv))
     table.get(f"{PREFIX}/statistics.png")(_guarded(statistics_png))
@@ -76,6 +78,21 @@ async def target(request: web.Request) -> web.Response:
     except FairAdapterError:  # its own panel tells; the sliders work without it
         known = None
     return web.json_response(targets.target_dict(text, preset or targets.OWN, known))
+
+
+async def target_table(request: web.Request) -> web.Response:
+    """The rows of a table of targets, or in "error" why it can't be used: ?name=."""
+    name = request.query.get("name", "")
+    return web.json_response(await _off_loop(_rows, name))
+
+
+def _rows(name: str) -> dict[str, Any]:
+    try:
+        rows = host.tables().load(name, targets.known_attributes(None)).rows
+    except FairAdapterError as error:
+        return {"name": name[:200], "error": str(error), "rows": []}
+    told = [{"pattern": r.pattern, "target": r.target.to_text(), "origin": r.origin} for r in rows[:SHOWN]]
+    return {"name": name, "error": "", "rows": told, "count": len(rows)}
 
 
 async def statistics(request: web.Request) -> web.Response:

@@ -9,6 +9,7 @@ from .attributes import KNOWN, Attribute
 from .errors import FairAdapterError, one_line
 from .folders import FileFolders
 from .library import SHIPPED
+from .phrases import FOLDER as PHRASES
 from .target_table import TargetTable
 
 TABLES = ".csv"
@@ -20,6 +21,10 @@ class TableLibrary(FileFolders):
 
     def __init__(self, folders: Sequence[Path | str] = (SHIPPED,)) -> None:
         super().__init__(folders, TABLES, "target table")
+
+    def names(self) -> list[str]:
+        """As of all folders; tables of phrases have a folder of their own there."""
+        return [name for name in super().names() if not name.startswith(f"{PHRASES}/")]
 
     def load(self, name: str, attributes: Iterable[Attribute] = KNOWN) -> TargetTable:
         """The table of a name. Raises FairAdapterError as `path` and as `read_table`."""

@@ -164,6 +164,8 @@ def test_another_encoding_is_told_with_its_row(encoding: str, tmp_path: Path) ->
 
 def test_names_are_checked_and_the_users_file_wins(tmp_path: Path) -> None:
     library = TableLibrary([tmp_path, SHIPPED])
+    (tmp_path / "phrases").mkdir()
+    (tmp_path / "phrases" / "german.csv").write_text("", encoding="utf-8")  # of another kind
     assert library.names() == ["invented_occupations.csv"]
     (tmp_path / "invented_occupations.csv").write_text(ROWS, encoding="utf-8")
     assert [row.number for row in library.load("invented_occupations").rows] == [2, 4, 5]

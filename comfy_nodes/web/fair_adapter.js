@@ -55,6 +55,23 @@ function target(node, box) {
   return () => sliders.refresh();
 }
 
+function byPrompt(node, box) {
+  let seen = null;
+  const rows = (told) => el("div", "fair-facts", ...told.rows.flatMap((row) => [el("span", "", row.pattern), el("span", "", row.origin ? `${row.target} (${row.origin})` : row.target)]));
+  const show = (told, chosen) => {
+    const more = told.count > told.rows.length ? line(`and ${told.count - told.rows.length} more`, "fair-soft") : null;
+    const head = chosen ? [line(chosen.told || "the default target", "fair-title"), line(chosen.text), ...warnings(chosen.warnings)] : [];
+    box.fill(...head, told.error ? line(told.error, "fair-error") : rows(told), more);
+  };
+  const look = async (chosen) => {
+    const name = (seen = node.widgets?.find((widget) => widget.name === "table")?.value);
+    const told = name ? await ask("table", { name }) : { rows: [], error: "no table found: put one into models/fair_adapters and press R" };
+    if (name === seen) show({ rows: [], ...told }, chosen);
+  };
+  onExecuted(node, ({ fair_chosen: told = [] }) => told.length && look(told.at(-1)));
+  return async () => node.widgets?.find((widget) => widget.name === "table")?.value !== seen && look();
+}
+
 function applied(node, box) {
   box.fill(line("tells after a run what it matched", "fair-soft"));
   onExecuted(node, ({ fair_applied: [told] = [] }) => told && box.fill(line(told.text), ...warnings(told.warnings)));
@@ -155,6 +172,7 @@ function session(node, box) {
 const PANELS = {
   FairAdapter_LoadAdapter: loadAdapter,
   FairAdapter_TargetDistribution: target,
+  FairAdapter_TargetByPrompt: byPrompt,
   FairAdapter_Apply: applied,
   FairAdapter_Export: exported,
   FairAdapter_LiveBars: liveBars,

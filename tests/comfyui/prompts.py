@@ -16,7 +16,7 @@ KSAMPLER = {"positive": ["3", 0], "negative": ["4", 0], "cfg": 2.75, "sampler_na
 
 def node(kind: str, /, **inputs: Any) -> dict[str, Any]:
     ours = {"LoadPortrait", "LoadAdapter", "TargetDistribution", "Apply", "LiveBars", "FaceAttributes",
-            "Statistics", "Export", "DrawAttributes", "Session"}  # fmt: skip
+            "Statistics", "Export", "DrawAttributes", "Session", "TargetByPrompt"}  # fmt: skip
     return {"class_type": f"FairAdapter_{kind}" if kind in ours else kind, "inputs": inputs}
 
 
