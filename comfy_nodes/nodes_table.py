@@ -64,10 +64,10 @@ class TargetByPrompt(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, table: Any = None) -> bool | str:
-        if not isinstance(table, str):
+        if table is None:
             return True  # a connection, checked when it runs
         try:
-            host.tables().path(table)
+            host.tables().path(str(table))
         except FairAdapterError as error:
             return str(error)
         return True

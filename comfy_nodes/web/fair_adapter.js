@@ -57,10 +57,12 @@ function target(node, box) {
 
 function byPrompt(node, box) {
   let seen = null;
-  const rows = (told) => el("div", "fair-facts", ...told.rows.flatMap((row) => [el("span", "", row.pattern), el("span", "", row.origin ? `${row.target} (${row.origin})` : row.target)]));
+  const spaced = (text) => text.replace(/[;,]/g, "$& "); // so that it breaks between shares
+  const entry = (row) => [el("span", "", row.pattern), el("span", "", spaced(row.target) + (row.origin ? ` (${row.origin})` : ""))];
+  const rows = (told) => el("div", "fair-facts", ...told.rows.flatMap(entry));
   const show = (told, chosen) => {
     const more = told.count > told.rows.length ? line(`and ${told.count - told.rows.length} more`, "fair-soft") : null;
-    const head = chosen ? [line(chosen.told || "the default target", "fair-title"), line(chosen.text), ...warnings(chosen.warnings)] : [];
+    const head = chosen ? [line(chosen.told || "the default target", "fair-title"), line(spaced(chosen.text)), ...warnings(chosen.warnings)] : [];
     box.fill(...head, told.error ? line(told.error, "fair-error") : rows(told), more);
   };
   const look = async (chosen) => {

@@ -17,8 +17,11 @@ from fair_adapter.tests.comfyui.prompts import ADAPTER, adapted, base, faces, no
 from fair_adapter.tests.fixture_faces import images
 
 NODES = ("Apply", "DrawAttributes", "Export", "FaceAttributes", "LiveBars", "LoadAdapter", "LoadPortrait",
-         "Session", "Statistics", "TargetDistribution")  # fmt: skip
-WITHOUT_PICTURE = {"7_attributes_in_words"}  # the clone is nearly as large as it may be
+         "Session", "Statistics", "TargetByPrompt", "TargetDistribution")  # fmt: skip
+WITHOUT_PICTURE = {
+    "7_attributes_in_words",
+    "8_targets_by_prompt",
+}  # the clone is nearly as large as it may be
 SIGNATURES = Path(__file__).with_name("signatures.json")
 LONG = "a photo of the face of a nurse with a friendly smile, " * 9 + "a person"  # three chunks of 77 tokens
 

@@ -53,6 +53,12 @@ portrait model. Another architecture is refused with the reason.
 
 For SDXL set the size to 1024 x 1024. For sharp live bars put `taesd_decoder.safetensors` (SDXL:
 `taesdxl_decoder.safetensors`) into `models/vae_approx`."""
+BY_PROMPT = """## Targets by prompt
+A CSV table in `models/fair_adapters` gives each prompt its own target: *pattern, target, source, year*. The
+prompt goes to *Target by Prompt* and to the encoder; the first row whose pattern stands in it wins.
+
+Write "cloud painter" or "star baker" into the prompt and run again. "A doctor" has no row and takes the
+target of *Target Distribution*. The occupations are invented: bring your own statistics."""
 Place = tuple[tuple[int, int], tuple[int, int], str]  # position, size, title ("" is the node's own)
 
 
@@ -239,6 +245,26 @@ def words() -> Flow:
     return flow
 
 
+def by_prompt() -> Flow:
+    """The prompt's own target, from the shipped table of invented occupations."""
+    flow = Flow("Targets by prompt")
+    adapter(flow, ANY)
+    flow.add(
+        "10", "PrimitiveStringMultiline", (40, 800), (330, 130), "prompt", value=prompt_of("moon gardener")
+    )
+    links = {"adapter": ["2", 0], "default": ["3", 0], "prompt": ["10", 0]}
+    flow.add("12", "TargetByPrompt", (410, 540), (360, 420), table="invented_occupations.csv", **links)
+    flow.nodes["4"]["inputs"]["target"] = ["12", 0]
+    prompts(flow, "moon gardener")
+    flow.nodes["5"]["inputs"]["text"] = ["10", 0]
+    flow.add("7", "EmptyLatentImage", (810, 740), (330, 110), width=128, height=128, batch_size=12)
+    flow.sampler("9", (1180, 60), "4", 7, positive=["5", 0], negative=["6", 0], latent_image=["7", 0])
+    faces = {"faces": "largest face", "certain": 0.7, "target": ["12", 0]}
+    flow.add("11", "FaceAttributes", (1520, 60), (430, 780), images=["90", 0], **faces)
+    flow.note = ((810, 890), (670, 230), BY_PROMPT)
+    return flow
+
+
 FLOWS: dict[str, Callable[[], Flow]] = {
     "1_live_attribute_bars": live,
     "2_adapter_on_and_off": on_and_off,
@@ -247,4 +273,5 @@ FLOWS: dict[str, Callable[[], Flow]] = {
     "5_export_for_everybody": export,
     "6_your_own_checkpoint": checkpoint,
     "7_attributes_in_words": words,
+    "8_targets_by_prompt": by_prompt,
 }
