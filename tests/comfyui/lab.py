@@ -65,7 +65,8 @@ def ready() -> Lab:
         FOLDER / "ComfyUI",
         {version: FOLDER / f"front_end_{version}" for version in FRONT_ENDS},
     )
-    contents = "\n".join([sys.version, sys.prefix, *PACKAGES, *WHEELS])
+    # by where packages really lie: worktrees whose environments are links to one share one lab
+    contents = "\n".join([sys.version, *_lent(), *PACKAGES, *WHEELS])
     fingerprint = hashlib.sha256(contents.encode()).hexdigest()
     stamp = FOLDER / STAMP
     if not stamp.is_file() or stamp.read_text(encoding="utf-8") != fingerprint:
@@ -81,8 +82,7 @@ def _build(lab: Lab) -> None:
     (own,) = [
         Path(p) for p in _run(lab.python, "-c", "import site; print(site.getsitepackages()[-1])").split()
     ]
-    base = [p for p in sys.path if p.rstrip("/\\").endswith(("site-packages", "dist-packages"))]
-    (own / "base.pth").write_text("\n".join(base), encoding="utf-8")
+    (own / "base.pth").write_text("\n".join(_lent()), encoding="utf-8")
     pip = (lab.python, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet")
     _run(*pip, "install", *PACKAGES)
     wheels = FOLDER / "wheels"
@@ -100,6 +100,12 @@ def _build(lab: Lab) -> None:
         else:
             _unpack(file, "comfyui_frontend_package/static/", lab.front_ends[version])
     shutil.rmtree(wheels)
+
+
+def _lent() -> list[str]:
+    """Folders of packages of the environment that runs the tests, where they really lie."""
+    folders = [p for p in sys.path if p.rstrip("/\\").endswith(("site-packages", "dist-packages"))]
+    return [os.path.realpath(folder) for folder in folders if not folder.startswith(str(FOLDER))]
 
 
 def _unpack(wheel: Path, prefix: str, target: Path, skip: str = "") -> None:
