@@ -25,6 +25,7 @@ from .injection import NativeStore
 from .planning import ANY, even_out, filtered, words_tool
 from .request import NO_ADAPTER
 from .service import FairService
+from .uploads import add_table
 
 LIMIT = 500  # pictures of one analysis
 SHEET = 120  # pictures on the contact sheet
@@ -88,6 +89,9 @@ def _library(page: gr.Blocks, service: FairService, host: Folders | None) -> Non
         name = gr.Textbox("", label="File name", placeholder="my_adapter", elem_id="fair_export_name")
     export = gr.Button("Export native LoRA and embedding", elem_id="fair_export", visible=host is not None)
     result = gr.HTML("", elem_id="fair_export_result")
+    upload = gr.File(label="Add a table of targets by prompt (CSV)", elem_id="fair_table_upload")
+    uploaded = gr.HTML("", elem_id="fair_table_uploaded")
+    upload.change(lambda file: add_table(service, file), [upload], [uploaded], queue=False)
 
     def on_export(adapter: str | None, text: str, number: float, file_name: str) -> str:
         assert host is not None

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fair_adapter.a1111_extension import infotext
+from fair_adapter.a1111_extension import infotext, uploads
 from fair_adapter.a1111_extension.aims import Aim, PictureText, PromptAims, shared_lora
 from fair_adapter.a1111_extension.injection import NativeFiles, NativeStore, insert_each
 from fair_adapter.a1111_extension.request import FairRequest
@@ -92,6 +92,24 @@ def test_the_menu_says_what_a_table_holds_or_what_is_wrong(tmp_path: Path) -> No
     assert "colours.csv: red, blue; the target above" in service.advice("None", "", None, "colours.csv")
     assert "wrong.csv, row 2: target gender: shares sum to 110" in service.table_advice("None", "wrong.csv")
     assert service.table_advice("None", "None") == service.table_advice("None", "") == ""
+
+
+def test_an_uploaded_table_is_checked_and_overwrites_nothing(tmp_path: Path) -> None:
+    service = FairService([tmp_path / "mine"], tmp_path / "data")
+    upload = tmp_path / "colours.csv"
+    upload.write_text(ROWS, encoding="utf-8")
+    assert "colours.csv: 2 rows" in uploads.add_table(service, SimpleNamespace(name=str(upload)))
+    kept = tmp_path / "mine" / "colours.csv"
+    assert kept.read_text(encoding="utf-8") == ROWS and "colours.csv" in service.table_choices()
+    upload.write_text(ROWS.replace("red", "green"), encoding="utf-8")
+    assert "exists already; choose another name" in uploads.add_table(service, str(upload))
+    assert kept.read_text(encoding="utf-8") == ROWS
+    upload.write_text(HEAD + "red,gender=20/90,,\n", encoding="utf-8")
+    told = uploads.add_table(service, str(upload))
+    assert "colours.csv, row 2: target gender: shares sum to 110" in told and str(tmp_path) not in told
+    (tmp_path / "colours.xlsx").write_bytes(b"PK")
+    assert "expected a .csv file" in uploads.add_table(service, str(tmp_path / "colours.xlsx"))
+    assert uploads.add_table(service, None) == "" and len(list(kept.parent.iterdir())) == 1
 
 
 # ---- in running hosts
