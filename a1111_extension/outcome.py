@@ -46,7 +46,7 @@ class Settings:
     def heading(self) -> str:
         if not self.used:
             return "Faces of this batch"
-        told = f" ({self.told})" if self.told else ""
+        told = f", {self.told}" if self.told else ""
         return f"{self.adapter} at {views.spaced(self.aim)}, strength {self.strength:g}{told}"
 
     def counted(self, attributes: Sequence[Attribute]) -> FairnessStatistics:
