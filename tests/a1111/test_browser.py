@@ -141,12 +141,12 @@ def exported_tokens(server: lab.Server, webui: browser.Webui, page: Any) -> None
 
 
 def even_out(webui: browser.Webui, page: Any) -> None:
-    """The last four pictures alone, and what the next must be."""
+    """The last four of five pictures alone, and what the next must be."""
     webui.type_number("fair_filter_last", 4)
     webui.fill("fair_filter_target", "gender=50/50")
     page.locator("#fair_statistics_show").click()
     said = "([place, text]) => document.querySelector(place).innerText.includes(text)"
-    page.wait_for_function(said, arg=["#fair_statistics", "4 pictures of 1 prompt"])
+    page.wait_for_function(said, arg=["#fair_statistics", "4 pictures of 2 prompts"])
     webui.type_number("fair_next_pictures", 6)
     page.locator("#fair_next").click()
     page.wait_for_function(said, arg=["#fair_next_told", "next 6: gender female"])
