@@ -190,6 +190,22 @@ def test_hosts_are_asked_for_no_package() -> None:
     assert re.search(r"^dependencies = \[\]$", pyproject, re.MULTILINE)
 
 
+def test_comfyui_registry_reads_the_table() -> None:
+    """The fields of docs.comfy.org/registry/specifications: id, X.Y.Z, https addresses, a square icon."""
+    tomllib = pytest.importorskip("tomllib", reason="part of Python since 3.11")
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project, comfy = table["project"], table["tool"]["comfy"]
+    assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", project["name"]) and "comfyui" not in project["name"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"]) and project["description"]
+    repository = project["urls"]["Repository"]
+    assert re.fullmatch(r"https://github\.com/[\w-]+/[\w-]+", repository)
+    assert comfy["PublisherId"] and comfy["DisplayName"]
+    raw = repository.replace("github.com", "raw.githubusercontent.com") + "/main/"
+    assert comfy["Icon"].startswith(raw)
+    icon = (ROOT / comfy["Icon"].removeprefix(raw)).read_text(encoding="utf-8")
+    assert icon.startswith('<svg xmlns="http://www.w3.org/2000/svg" width="400" height="400"')  # the largest
+
+
 # --- the clone ------------------------------------------------------------------------------------------
 
 
