@@ -41,19 +41,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--webui", metavar="DIR", help="run the a1111 browser scenario in this installation (--webui=DIR)"
     )
+    parser.addoption(
+        "--comfyui", metavar="DIR", help="run the ComfyUI tests in this folder of ComfyUI (--comfyui=DIR)"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--webui") is not None and config.rootpath != _ROOT:
-        from fair_adapter.tests.early import REMEDY
+    from fair_adapter.tests.early import OPTIONS, REMEDY
 
+    if config.rootpath != _ROOT and any(config.getoption(option) is not None for option in OPTIONS):
         raise pytest.UsageError(REMEDY)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--webui=DIR` the scenario for an installation is all that runs."""
+    """With `--webui=DIR` the scenario for an installation alone runs, with `--comfyui=DIR` ComfyUI's."""
+    chosen = items
     if config.getoption("--webui") is not None:
         chosen = [item for item in items if "webui_or_real" in getattr(item, "fixturenames", ())]
+    elif config.getoption("--comfyui") is not None:
+        chosen = [item for item in items if _ROOT / "tests" / "comfyui" in item.path.parents]
+    if chosen is not items:
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
 

@@ -1,4 +1,6 @@
-"""Catches `--webui DIR` where pytest makes DIR its root; `python tests/early.py` adds this to an environment.
+"""Catches `--webui DIR` and `--comfyui DIR`, where pytest makes DIR its root.
+
+`python tests/early.py` adds this to an environment.
 
 pytest takes words after an option it does not know yet for paths, and looks for its settings and conftest.py
 there. So nothing of this repository is read any more, tests/conftest.py included: only a plugin of
@@ -12,12 +14,15 @@ from typing import Any
 import pytest
 
 NAME = "fair_adapter_early"
-REMEDY = "write --webui=DIR, with '=': after a blank pytest takes DIR for the folder of the tests"
+OPTIONS = ("--webui", "--comfyui")
+REMEDY = (
+    "write --webui=DIR or --comfyui=DIR, with '=': after a blank pytest takes DIR for the folder of the tests"
+)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: Any, parser: Any, args: list[str]) -> None:
-    if "--webui" in args:
+    if any(option in args for option in OPTIONS):
         raise pytest.UsageError(REMEDY)
 
 

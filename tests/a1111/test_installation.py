@@ -28,10 +28,10 @@ def whole(root: Path, kind: str) -> Path:
     return root
 
 
-def user_runs(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """`python -m pytest -m a1111 ...` in the repository."""
+def user_runs(*arguments: str, marker: str = "a1111", **more: str) -> subprocess.CompletedProcess[str]:
+    """`python -m pytest -m MARKER ...` in the repository."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "FAIR_ADAPTER_TORCH"))}
-    command = [sys.executable, "-m", "pytest", "-m", "a1111", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-m", "pytest", "-m", marker, "-p", "no:cacheprovider", *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, cwd=lab.ROOT, env={**kept, **more}, timeout=900
     )

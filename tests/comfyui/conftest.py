@@ -1,4 +1,4 @@
-"""One real ComfyUI for all tests of this folder, and a browser for those that look at it."""
+"""One real ComfyUI for all tests of this folder, the lab's or that of `--comfyui=DIR`, and a browser."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ from fair_adapter.tests.comfyui.client import Client
 START = 600.0  # seconds: an end for a server that hangs, however busy the machine
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    folder = Path(__file__).parent
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """An installation has one front end: what runs in each of the lab's runs in that one once."""
+    folder, others = Path(__file__).parent, []
     for item in items:
         if folder in item.path.parents:
             item.add_marker(pytest.mark.comfyui)
+            page = getattr(item, "callspec", None) and item.callspec.params.get("page")
+            if page and page[0] != labs.FRONT_ENDS[0]:
+                others.append(item)
+    if config.getoption("--comfyui") is not None:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
 
 
 def unavailable(error: labs.LabError) -> None:
@@ -32,10 +39,13 @@ def unavailable(error: labs.LabError) -> None:
 
 
 @pytest.fixture(scope="session")
-def lab() -> labs.Lab:
+def lab(pytestconfig: pytest.Config) -> labs.Lab:
+    chosen = pytestconfig.getoption("--comfyui")
     try:
-        found = labs.ready()
+        found = labs.ready() if chosen is None else labs.installed(Path(chosen).expanduser().resolve())
     except labs.LabError as error:
+        if chosen is not None:
+            pytest.fail(str(error))
         unavailable(error)
     labs.add_packages(found)
     return found

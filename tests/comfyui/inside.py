@@ -17,6 +17,7 @@ from typing import Any
 comfyui, pack, folder = (Path(argument).resolve() for argument in sys.argv[1:])
 sys.argv = ["main.py", "--cpu", "--base-directory", str(folder)]
 sys.path.insert(0, str(comfyui))
+sys.path += filter(None, os.environ.get("FAIR_ADAPTER_LENT", "").split(os.pathsep))  # after ComfyUI's own
 os.chdir(comfyui)
 
 import comfy.options

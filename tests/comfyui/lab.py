@@ -5,6 +5,7 @@ GPL-3.0: it is run here as a program, and no line of it becomes part of this pro
 from the environment that runs the tests, through a path file in an environment of ComfyUI's own.
 
 The folder `.lab/comfyui` in the clone is kept between runs; delete it to build it anew (about 100 MB).
+With `--comfyui=DIR` the same tests run in a ComfyUI that is there already (`installed`).
 """
 
 from __future__ import annotations
@@ -51,11 +52,28 @@ class LabError(Exception):
 
 @dataclass(frozen=True)
 class Lab:
-    """python: that has ComfyUI's packages.  comfyui: its tree.  front_ends: version -> static files."""
+    """python: that has ComfyUI's packages.  comfyui: its tree.  front_ends: version -> static files; empty
+    for an installation, which has one of its own."""
 
     python: Path
     comfyui: Path
     front_ends: dict[str, Path]
+
+
+def installed(folder: Path) -> Lab:
+    """The ComfyUI in a folder with its own Python and front end. Nothing is written there.
+
+    Its Python is FAIR_ADAPTER_COMFYUI_PYTHON, that of its virtual environment, that of the portable version
+    for Windows, or this one. Raises LabError.
+    """
+    if not (folder / "main.py").is_file() or not (folder / "comfy").is_dir():
+        raise LabError(f"--comfyui={folder}: expected the folder of ComfyUI, found no main.py with comfy/")
+    names = ("venv/bin/python", ".venv/bin/python", "venv/Scripts/python.exe", ".venv/Scripts/python.exe",
+             "../python_embeded/python.exe")  # fmt: skip
+    own = (folder / name for name in names)
+    chosen = os.environ.get("FAIR_ADAPTER_COMFYUI_PYTHON")
+    python = Path(chosen) if chosen else next((p for p in own if p.exists()), Path(sys.executable))
+    return Lab(python, folder, {})
 
 
 def ready() -> Lab:
@@ -173,8 +191,10 @@ class Server:
             lab.python, lab.comfyui / "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port),
             "--disable-auto-launch", "--disable-api-nodes", "--preview-method", "auto",
             "--base-directory", base, "--database-url", f"sqlite:///{base / 'user' / 'comfy.db'}",
-            "--front-end-root", lab.front_ends[front_end], *options,
+            *options,
         ]  # fmt: skip
+        if lab.front_ends:
+            command += ["--front-end-root", lab.front_ends[front_end]]
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
         self._file = self.log.open("wb")
         self.process = subprocess.Popen(

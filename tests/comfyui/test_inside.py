@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import site
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ def found(lab: Lab, base: Path) -> dict[str, Any]:
     pack = base / "custom_nodes" / "fair-adapter"
     command = [str(part) for part in (lab.python, script, lab.comfyui, pack, base)]
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    if not lab.front_ends:  # an installation has no diffusers, which its portrait model is compared with
+        environment["FAIR_ADAPTER_LENT"] = os.pathsep.join(site.getsitepackages())
     result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     lines = [line for line in result.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, result.stderr[-3000:]
