@@ -122,7 +122,7 @@ class Generation:
                 p.extra_generation_params.update(infotext.describe(request))
             return
         adapter = self.service.library.load(request.adapter)
-        self.note(p, job, *check_base(adapter, base))
+        self.note(p, job, *check_base(adapter, base, self.service.missing))
         job.adapter = adapter
         if table is not None:
             own = adapter.targets.default

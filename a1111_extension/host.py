@@ -1,7 +1,8 @@
-"""AUTOMATIC1111 and Forge behind the `Host` protocol. Imports `modules.*`; here is what differs between them.
+"""AUTOMATIC1111 and the Forges behind the `Host` protocol. Imports `modules.*`; here is where they differ.
 
 A1111 keeps embeddings in `sd_hijack.model_hijack.embedding_db`, Forge in its text-processing engines; a LoRA
-is `networks` of the built-in extension in both.
+is `networks` of the built-in extension in both. reForge has Forge's patchers and A1111's database, Forge Neo
+no engine for Stable Diffusion 2 (read in their repositories, see docs/a1111.md; not run).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .options import APPROXIMATIONS, FULL, OPTIONS, SECTION, FairOptions, read_o
 from .service import FairService
 
 ENGINES = ("text_processing_engine", "text_processing_engine_l", "text_processing_engine_g")  # Forge
+ENGINE_FILES = {"sd2": "sd20.py"}  # of Forge, below backend/diffusion_engine; Forge Neo has taken it out
 SHORT = ("LOW_VRAM", "NO_VRAM")  # Forge's names of a memory that can't hold the model
 
 
@@ -97,7 +99,10 @@ class WebuiHost:
         extra_networks.activate(p, {})  # `deactivate` leaves the layers as they are
 
     def matched_layers(self, name: str) -> int | None:
-        """A1111's networks carry the layers that they found; Forge's patchers do, by the file's name."""
+        """A1111's networks carry the layers that they found; Forge's patchers do, by the file's name.
+
+        reForge and Forge Neo have patches by layer, which don't say whose they are: None, not told.
+        """
         networks = sys.modules.get("networks")
         loaded = getattr(networks, "loaded_networks", None)
         if loaded is None:
@@ -109,9 +114,11 @@ class WebuiHost:
         if objects is not None:
             patchers: tuple[Any, ...] = (objects.unet, getattr(objects.clip, "patcher", None))
             if not all(hasattr(patcher, "lora_patches") for patcher in patchers):
-                return None  # a fork that keeps them elsewhere
+                return None
             found = [(key[0], layers) for patcher in patchers for key, layers in patcher.lora_patches.items()]
-            return sum(len(layers) for file, layers in found if Path(file).stem == name)
+            layers = sum(len(layers) for file, layers in found if Path(file).stem == name)
+            by_layer = any(hasattr(patcher, "patches") for patcher in patchers)
+            return None if by_layer and not layers else layers
         modules = getattr(mine[0], "modules", None)
         return None if modules is None else len(modules)
 
@@ -141,8 +148,10 @@ class WebuiHost:
         return until_cancelled
 
     def show_preview(self, image: Image.Image) -> None:
-        shared.state.assign_current_image(image)
-        shared.state.current_image_sampling_step = shared.state.sampling_step
+        state = shared.state
+        state.assign_current_image(image)
+        # Forge Neo counts the steps of its own preview apart, one ahead, and would draw over this one at once
+        state.current_image_sampling_step = getattr(state, "preview_step", state.sampling_step)
 
 
 def _approximate(code: int, latents: Tensor) -> Tensor:
@@ -168,6 +177,14 @@ def webui_options() -> FairOptions:
     return read_options(lambda name: shared.opts.data.get(name))
 
 
+def missing_architectures() -> frozenset[str]:
+    """Models of adapters that other webuis run and this one has no engine for."""
+    engines = Path(getattr(paths, "script_path", ".")) / "backend" / "diffusion_engine"
+    if not engines.is_dir():  # A1111, reForge
+        return frozenset()
+    return frozenset(kind for kind, file in ENGINE_FILES.items() if not (engines / file).is_file())
+
+
 def webui_service() -> FairService:
     """The service of this process, with the adapter folder of the settings or models/fair_adapters."""
     chosen = webui_options().folder.strip()
@@ -176,7 +193,13 @@ def webui_service() -> FairService:
     roots = [Path(place).parent for place in given if place]
     named = (getattr(paths, name, None) for name in ("script_path", "data_path", "models_path"))
     roots += [Path(place) for place in named if place]
-    return FairService([folder], options=webui_options, device=lambda: str(devices.device), roots=roots)
+    return FairService(
+        [folder],
+        options=webui_options,
+        device=lambda: str(devices.device),
+        roots=roots,
+        missing=missing_architectures(),
+    )
 
 
 def add_settings() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,37 @@ from .scratch import Scratch
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 UNLOADABLE = "sd3"  # architecture of models whose adapters the hosts' LoRA and embedding loaders can't take
+TAKEN = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
 ADVISED = 6  # patterns of a table that are told
 REMEMBERED = 200  # lines of the log
 log = logging.getLogger("fair_adapter")
 
 
-def check_base(adapter: FairnessAdapter, base: BaseModel) -> tuple[str, ...]:
-    """As `FairnessAdapter.check_base`; refuses what the hosts' own loaders can't take as well."""
+def check_host(adapter: FairnessAdapter, missing: Collection[str] = ()) -> None:
+    """Raise FairAdapterError for an adapter that this webui can put onto no model.
+
+    missing: architectures among `TAKEN` that it has no engine for.
+    """
+    base = adapter.info.base
+    if base.architecture in missing:
+        raise FairAdapterError(
+            f"{adapter.source}: made for {base.name} ({base.architecture}), found a webui that does not run "
+            f"{TAKEN[base.architecture]}; use AUTOMATIC1111, Forge, reForge or ComfyUI for it"
+        )
+    if base.architecture not in (*TAKEN, UNLOADABLE):
+        raise FairAdapterError(
+            f"{adapter.source}: made for {base.name} ({base.architecture}), expected one of "
+            f"{', '.join(TAKEN)}: of other models the webuis' text encoders take no embedding by its name; "
+            "use ComfyUI for it"
+        )
+
+
+def check_base(adapter: FairnessAdapter, base: BaseModel, missing: Collection[str] = ()) -> tuple[str, ...]:
+    """As `FairnessAdapter.check_base`; refuses what the hosts' own loaders can't take as well.
+
+    missing: as in `check_host`.
+    """
+    check_host(adapter, missing)
     if UNLOADABLE in (adapter.info.base.architecture, base.architecture):
         raise FairAdapterError(
             f"{adapter.source}: made for {adapter.info.base.name}, found {base.name}; adapters of Stable "
@@ -78,6 +102,7 @@ class FairService:
     scratch: downloads.  options: gives the settings in force.
     device: gives where "automatic" reads faces, such as "cuda".
     roots: folders of the program around us; where on this machine they lie is shown to nobody.
+    missing: architectures that the webui does not run, see `check_host`.
     """
 
     def __init__(
@@ -87,7 +112,9 @@ class FairService:
         options: Callable[[], FairOptions] = FairOptions,
         device: Callable[[], str] = lambda: "cpu",
         roots: Sequence[Path] = (),
+        missing: Collection[str] = (),
     ) -> None:
+        self.missing = frozenset(missing)
         self.library = AdapterLibrary([*folders, SHIPPED])
         self.phrases = PhraseTables(folders)
         self.tables = TableLibrary([*folders, SHIPPED])
@@ -146,7 +173,7 @@ class FairService:
             if summary.error or summary.architecture != base.architecture:
                 continue
             try:
-                check_base(self.library.load(name), base)
+                check_base(self.library.load(name), base, self.missing)
             except FairAdapterError:
                 continue
             return name
@@ -234,7 +261,8 @@ class FairService:
             if adapter is None:
                 self.target(name, text)
                 return views.message(["No adapter: faces are read and compared with the target."], "info")
-            notes = list(check_base(adapter, base)) if base is not None else list(adapter.warnings)
+            check_host(adapter, self.missing)
+            notes = list(adapter.warnings if base is None else check_base(adapter, base, self.missing))
             notes += adapter.targets.resolve(text or None).warnings
         except FairAdapterError as error:
             return self.problem(error)

@@ -66,6 +66,8 @@ def restore():
     loaded_networks.clear()
     for patcher in forge_patchers().values():
         patcher.lora_patches.clear()
+        if shared.NEO:
+            patcher.patches.clear()
 
 
 def forge_patchers():
@@ -92,7 +94,10 @@ def apply(name, te, unet):
         module.weight.data = module.weight.data + strength * scale * (up @ down).reshape(module.weight.shape)
     for prefix, patcher in forge_patchers().items():
         mine = {layer: parts for layer, parts in layers.items() if layer.startswith(prefix)}
-        patcher.lora_patches[(str(path), te, 1.0, False)] = mine
+        if shared.NEO:
+            patcher.patches.update(mine)
+        else:
+            patcher.lora_patches[(str(path), te, 1.0, False)] = mine
     loaded_networks.append(SimpleNamespace(name=name, modules={} if shared.FORGE else layers))
 
 

@@ -1,6 +1,6 @@
 """A small stand-in for AUTOMATIC1111 and Forge: real gradio, a real model, hooks as observed on the hosts.
 
-STANDIN_ROOT=... STANDIN_PORTRAIT=... [STANDIN_FORGE=1] python webui.py PORT
+STANDIN_ROOT=... STANDIN_PORTRAIT=... [STANDIN_FORGE=1 [STANDIN_NEO=1]] python webui.py PORT
 """
 
 import os
@@ -41,8 +41,19 @@ def inject_assets():
     gr.routes.templates.TemplateResponse = respond
 
 
+def lay_out_engines():
+    """The names of Forge's engines, which say what models it runs; their content is not ours."""
+    folder = ROOT / "backend" / "diffusion_engine"
+    folder.mkdir(parents=True, exist_ok=True)
+    own = ("zimage", "krea", "qwen") if shared.NEO else ("sd20", "sd35")
+    for name in ("base", "sd15", "sdxl", "flux", "chroma", *own):
+        (folder / f"{name}.py").touch()
+
+
 def main():
-    for folder in ("extensions", "embeddings", "models/Lora", "outputs"):
+    if shared.FORGE:
+        lay_out_engines()
+    for folder in ("extensions", shared.cmd_opts.embeddings_dir, "models/Lora", "outputs"):
         (ROOT / folder).mkdir(parents=True, exist_ok=True)
     shared.load_model()
     networks.register()

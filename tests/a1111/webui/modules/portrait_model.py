@@ -14,13 +14,20 @@ from torch import Tensor
 START, END, POSITIONS = 49406, 49407, 77
 
 
+def patches() -> dict[str, dict]:
+    """Where Forge keeps what its networks change: by file; Forge Neo by layer, and the other stays empty."""
+    return {"lora_patches": {}, **({"patches": {}} if shared.NEO else {})}
+
+
 class PortraitModel:
     """is_sd1 and the other flags, `model.diffusion_model` (A1111) or `forge_objects` (Forge)."""
 
-    is_sd1, is_sd2, is_sdxl = True, False, False
+    is_sd1, is_sdxl = True, False
 
     def __init__(self, folder: Path, forge: bool) -> None:
         self.forge = forge
+        if not shared.NEO:
+            self.is_sd2 = False
         settings = {part: json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae")}
         text = json.loads((folder / "text_encoder" / "config.json").read_text())
         unet = UNet(
@@ -43,8 +50,8 @@ class PortraitModel:
         )
         if forge:
             self.forge_objects = SimpleNamespace(
-                unet=SimpleNamespace(model=SimpleNamespace(diffusion_model=self.unet), lora_patches={}),
-                clip=SimpleNamespace(cond_stage_model=self.encoder, patcher=SimpleNamespace(lora_patches={})),
+                unet=SimpleNamespace(model=SimpleNamespace(diffusion_model=self.unet), **patches()),
+                clip=SimpleNamespace(cond_stage_model=self.encoder, patcher=SimpleNamespace(**patches())),
                 vae=lowvram.ForgeVAE(vae),
             )
             unet.register_forward_pre_hook(lambda module, inputs: lowvram.bring("unet"))

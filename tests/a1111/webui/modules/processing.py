@@ -224,6 +224,8 @@ def denoise(p, noise, cond, uncond, start, strength):
         shared.state.set_current_image()
         # The hosts count after the callback of the second step, so that it sees 0 twice.
         shared.state.sampling_step = max(0, k - first)
+        if shared.NEO:
+            shared.state.preview_step = k - first + 1
         if following == 0:
             return x0
         h = float(np.log(sigma / following))

@@ -10,15 +10,20 @@ from pathlib import Path
 from modules import paths
 
 FORGE = os.environ.get("STANDIN_FORGE") == "1"
+# By contract, from Forge Neo's repository and not from a run of it: `State.preview_step`, embeddings below
+# the models, `lora_dirs`, no flag and no engine for Stable Diffusion 2, a LoRA's layers not told by file.
+NEO = os.environ.get("STANDIN_NEO") == "1"
 
 cmd_opts = argparse.Namespace(
-    embeddings_dir=str(Path(paths.data_path) / "embeddings"),
+    embeddings_dir=str(Path(paths.models_path if NEO else paths.data_path) / "embeddings"),
     lora_dir=str(Path(paths.models_path) / "Lora"),
     api_auth=os.environ.get("STANDIN_API_AUTH") or None,
     hide_ui_dir_config=False,
     lowvram=False,
     medvram=os.environ.get("STANDIN_MEDVRAM") == "1",
 )
+if NEO:
+    cmd_opts.lora_dirs = []  # more folders, beside lora_dir
 
 
 class OptionInfo:
@@ -59,6 +64,8 @@ class State:
         self.interrupted = self.skipped = False
         self.current_image, self.current_image_sampling_step = None, 0
         self.current_latent, self.id_live_preview = None, 0
+        if NEO:
+            self.preview_step = 0
         self.time_start = 0.0
 
     def begin(self, job="(unknown)"):
@@ -80,7 +87,8 @@ class State:
 
     def set_current_image(self):
         """The host's own preview, unless somebody has shown one for this step."""
-        if self.sampling_step - self.current_image_sampling_step >= 5 and self.current_latent is not None:
+        step = getattr(self, "preview_step", self.sampling_step)
+        if step - self.current_image_sampling_step >= 5 and self.current_latent is not None:
             from modules import sd_samplers_common
 
             self.assign_current_image(sd_samplers_common.single_sample_to_image(self.current_latent[0], 1))
