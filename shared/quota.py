@@ -11,9 +11,9 @@ What holds, with n x share for what the target means exactly:
   pictures, also within a batch, the count of every class is within 1 of n x share, and that of the joint
   classes of any two attributes within 1.5; see `quota_sequence`. They are slices of one endless sequence.
 - Batches of different sizes in a row: the same where every size has the same sequence, as equal shares always
-  have. No sequence can have the nearest counts after every number of pictures: of 6:6:2, 10 pictures are 4, 4
-  and 2, but 11 are 5, 5 and 1 (the Alabama paradox). There a first batch takes the nearest counts still, and
-  batches of other sizes after it may leave a class up to 2 off.
+  have. Elsewhere nothing is promised, each change of size may leave a class further off: no sequence can have
+  the nearest counts after every number of pictures (of 6:6:2, 10 are 4, 4 and 2, but 11 are 5, 5 and 1, the
+  Alabama paradox), and a first batch of any size has them.
 """
 
 from __future__ import annotations

@@ -11,9 +11,11 @@ from fair_adapter.shared.attributes import GENDER, RACE, TargetDistribution
 from fair_adapter.shared.bars import Bar, FaceBars
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.perceived import Perceived
+from fair_adapter.shared.phrases import PhraseTables
 from fair_adapter.shared.quota import cells
 from fair_adapter.shared.quota_assignment import assign, assign_finished, least_cost
 from fair_adapter.shared.quota_batch import ExactBatch, check, redraw_seed
+from fair_adapter.shared.quota_start import begin
 
 BOTH = TargetDistribution.parse("gender=50/50;race=equal")
 TWO = TargetDistribution.parse("gender=50/50")
@@ -199,3 +201,32 @@ def test_wrong_numbers_are_refused_in_one_line():
     batch = ExactBatch(TWO, [FEMALE], [1], 0)
     with pytest.raises(FairAdapterError, match="expected readings of 1 pictures, found 2"):
         batch.take(seen(0.1, 0.2))
+
+
+# --- what the prompt rules out
+
+
+def test_what_the_prompt_names_is_told_and_not_fought():
+    named = PhraseTables([]).load("english").named("a photo of a female nurse", BOTH.attributes)
+    assert named == {"gender": ("female",)}
+    batch, notes = begin(BOTH, range(12), 12, named=named)
+    assert notes == (
+        "the prompt names gender itself (female): it is not counted; the target's male 6 can't be reached",
+    )
+    assert batch.target.names == ("race",) and batch.wanted == tuple(cells(batch.target, 12))
+    plain, notes = begin(BOTH, range(12), 12, first=12, named={"age": ("old",)})
+    assert plain.wanted == tuple(cells(BOTH, 12, 12)) and notes == ()
+
+
+def test_the_joint_shares_of_the_people_whom_the_prompt_names_are_kept():
+    tied = TargetDistribution.parse("gender*race=female*black:40,female*asian:10,male*wmelh:50")
+    batch, _ = begin(tied, range(10), 0, named={"gender": ("female",)})
+    assert [row["cell"] for row in batch.table()] == ["black", "asian"]
+    assert [row["wanted"] for row in batch.table()] == [8, 2]
+
+
+def test_a_prompt_that_names_everything_is_refused_in_one_line():
+    with pytest.raises(FairAdapterError, match="the prompt names gender itself, and the target nothing else"):
+        begin(TWO, range(4), 4, named={"gender": ("male",)})
+    with pytest.raises(FairAdapterError, match="images: expected a whole number from 1 to 4096, found 0"):
+        begin(TWO, [], 4)
