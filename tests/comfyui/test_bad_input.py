@@ -75,6 +75,8 @@ def test_every_combo_refuses_what_it_does_not_offer(client: Client) -> None:
     found = combos(client)
     assert {(kind, name) for kind, name, _ in found} == {
         ("Apply", "soft_tokens"),
+        ("DrawAttributes", "phrases"),
+        ("DrawAttributes", "place"),
         ("FaceAttributes", "classifier"),
         ("FaceAttributes", "faces"),
         ("LiveBars", "decoder"),
@@ -91,7 +93,7 @@ def test_every_combo_refuses_what_it_does_not_offer(client: Client) -> None:
             assert run.refused is not None, (kind, name, value)
             details = " ".join(error["details"] for error in run.refused["node_errors"][key]["errors"])
             assert name in details and "expected" in details and "\n" not in details, details
-            if name not in ("adapter", "table"):  # files: the nearest is told
+            if name not in ("adapter", "phrases", "table"):  # files: the nearest is told, or their names
                 assert all(repr(option) in details for option in options), details
     assert client.run(everything()).ok
 
@@ -101,7 +103,10 @@ def everything() -> dict:
     prompt = faces(adapted(base(steps=2), target="gender=50/50"), classifier="default")
     prompt["2"] = node("LiveBars", model=["22", 0], vae=["1", 2], every=2, decoder="vae")
     prompt["6"]["inputs"]["model"] = ["2", 0]
-    prompt["23"] = node("TargetByPrompt", table="invented_occupations", prompt="", default=["21", 0])
+    words = {"prompt": "a nurse", "pictures": 1, "seed": 0, "marker": "[person]", "first_picture": 0}
+    prompt["24"] = node("DrawAttributes", target=["21", 0], place="before", phrases="portrait", **words)
+    links = {"prompt": ["24", 0], "default": ["21", 0]}
+    prompt["23"] = node("TargetByPrompt", table="invented_occupations", **links)
     prompt["22"]["inputs"] |= {"target": ["23", 0]}
     prompt["22"]["inputs"]["soft_tokens"] = "both prompts"
     del prompt["9"]  # ComfyUI would run what is well beside a node that is refused
