@@ -14,12 +14,21 @@ from ..shared.adapter import AdapterWeights, FairnessAdapter
 from ..shared.adapter_info import BaseModel, weights_hash
 from ..shared.attributes import TargetDistribution
 from ..shared.errors import FairAdapterError
-from . import soft_tokens
+from . import language_tokens, soft_tokens
 
-FAMILIES = {"SD15": "sd1", "SD20": "sd2", "SDXL": "sdxl", "SDXLRefiner": "sdxl-refiner", "SD3": "sd3"}
+FAMILIES = {  # ComfyUI's classes of models -> architecture
+    **{"SD15": "sd1", "SD20": "sd2", "SDXL": "sdxl", "SDXLRefiner": "sdxl-refiner", "SD3": "sd3"},
+    **{"ZImage": "z-image", "Krea2": "krea2"},
+}
+_PLACES = {  # beginnings of ComfyUI's names -> of ours
+    "diffusion_model.": "lora_transformer_",
+    "transformer.": "lora_transformer_",
+    **{f"text_encoders.{name}.transformer.model.": "lora_te_" for name in language_tokens.NAMES},
+}
 PROMPTS = ("as trained", "positive prompt", "both prompts")
 _ENDS = {  # architecture -> first and last layer of the network, by which weights are told apart
     "sd3": ("x_embedder.proj.weight", "final_layer.linear.weight"),
+    "z-image": ("x_embedder.weight", "final_layer.linear.weight"),
 }
 _log = logging.getLogger("fair_adapter")
 
@@ -89,7 +98,7 @@ def describe(model: Any, clip: Any) -> BaseModel:
         if isinstance(width, int):
             widths[part] = width
     ends = _ends(model, architecture)
-    if architecture == "sd3" and ends:
+    if architecture in _ENDS and ends:
         widths["transformer"] = int(ends[0].shape[0])
     hashed = weights_hash(*ends) if ends else ""
     return BaseModel("the connected model", architecture, widths, hashed)
@@ -141,7 +150,18 @@ def layer_shapes(model: Any, clip: Any, wanted: Mapping[str, tuple[int, int]]) -
 def key_map(model: Any, clip: Any) -> dict[str, Any]:
     """kohya name -> key of the weight, or (key, part, ...) of one that it is a part of."""
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
-    return comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
+    keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
+    return keys | _spelt_out(keys)
+
+
+def _spelt_out(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Our names of layers that this release knows by their places alone: transformers and language models."""
+    ours = {}
+    for name, place in keys.items():
+        for start, prefix in _PLACES.items():
+            if name.startswith(start):
+                ours[prefix + name.removeprefix(start).replace(".", "_")] = place
+    return {name: place for name, place in ours.items() if name not in keys}
 
 
 def patched(model: Any, clip: Any, lora: Mapping[str, Tensor], source: str) -> tuple[Any, Any, int]:

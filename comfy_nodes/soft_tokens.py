@@ -31,9 +31,12 @@ from torch import Tensor
 
 from ..shared.errors import FairAdapterError
 from ..shared.tensor_file import serialise, write_bytes
-from . import host
+from . import host, language_tokens
 
-PARTS = {"l": "clip_l", "g": "clip_g", "h": "clip_h", "t5xxl": "t5xxl"}  # the tokenizer's keys -> its parts
+PARTS = {  # the tokenizer's keys -> its parts
+    **{"l": "clip_l", "g": "clip_g", "h": "clip_h", "t5xxl": "t5xxl"},
+    **{name: name for name in language_tokens.NAMES},
+}
 KEPT = "fair_adapter_soft_tokens"  # our attribute on the copies
 _log = logging.getLogger("fair_adapter")
 Chunks = list[list[Any]]
@@ -110,7 +113,7 @@ def _with(clip: Any, tokens: tuple[SoftTokens, ...]) -> Any:
     tokenizer.__class__ = _tokenizer(_plain(type(tokenizer)))
     setattr(tokenizer, KEPT, tokens)
     for part in PARTS.values():
-        if hasattr(tokenizer, part):
+        if hasattr(tokenizer, part) and part not in language_tokens.NAMES:
             setattr(tokenizer, part, _part_with(getattr(tokenizer, part), part, tokens))
     result.tokenizer = tokenizer
     return result
@@ -166,6 +169,8 @@ def _tokenizer(of: type) -> type:
             tokenize = super().tokenize_with_weights
             if not tokens:
                 return tokenize(text, return_word_ids, **options)
+            if any(hasattr(self, name) for name in language_tokens.NAMES):
+                return _in_template(self, tokens, lambda: tokenize(text, return_word_ids, **options))
             begin = "".join(f"embedding:{each.name} " for each in tokens)
             begun = [begin + one for one in text] if isinstance(text, list) else begin + text
             result = tokenize(begun, return_word_ids, **options)
@@ -184,6 +189,26 @@ def _tokenizer(of: type) -> type:
             return super().state_dict(*arguments, **options)
 
     return _named(Tokenizer, of)
+
+
+def _in_template(tokenizer: Any, tokens: Sequence[SoftTokens], plain: Callable[[], Any]) -> Any:
+    """The tokens of a prompt in a chat template, with soft tokens where the user's words begin."""
+    result = plain()
+    for key, chunks in result.items():
+        rows = [row for each in tokens for row in each.rows.get(key, ())]
+        if key not in language_tokens.NAMES or not rows:
+            continue
+        begun = language_tokens.put_in(chunks, rows, language_tokens.opening(tokenizer, key))
+        if begun is None:
+            _log.warning(
+                "Fair Adapter: %s: found no %r in this prompt's template, so no soft tokens; use CLIP Text "
+                "Encode",
+                tokens[0].adapter,
+                language_tokens.OPENING,
+            )
+        else:
+            result[key] = Prompt(begun, lambda key=key: plain()[key])
+    return result
 
 
 @cache

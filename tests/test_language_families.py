@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fair_adapter.shared.adapter import FairnessAdapter
@@ -32,6 +32,7 @@ from fair_adapter.trainer.families.adaptation import Adaptation
 from fair_adapter.trainer.families.base import DiffusionModel
 from fair_adapter.trainer.families.distilled import declare_distilled
 from fair_adapter.trainer.families.flow import own_scale
+from fair_adapter.trainer.families.layout import z_image_key
 from fair_adapter.trainer.families.registry import load
 
 SPACE = TargetSpace(TargetDistribution.parse("gender=50/50"), "cells", {"gender": {"female": (0.1, 0.9)}})
@@ -287,3 +288,36 @@ def test_gguf_is_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "z.gguf").write_bytes(b"GGUF")
     for path in (tmp_path / "z.gguf", tmp_path / "missing.gguf"):
         refused(path, r"found GGUF, .*give the model in bfloat16, with model\.weights=int8")
+
+
+def test_int8_weights_of_a_text_encoder_are_refused(tmp_path: Path) -> None:
+    pipeline("z-image").save_pretrained(tmp_path)
+    path = tmp_path / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    key = next(key for key in tensors if key.endswith("q_proj.weight"))
+    save_file({**tensors, key: tensors[key].to(torch.int8)}, path, {"format": "pt"})
+    refused(tmp_path, "found .*q_proj.weight' as I8, .*download the model in float16 or bfloat16")
+
+
+# ---- Z-Image's transformer in one file, as ComfyUI's downloads have it
+
+
+@pytest.mark.parametrize("beginning", ["", "model.diffusion_model."])
+def test_a_transformer_in_one_file_is_the_folders(beginning: str, tmp_path: Path) -> None:
+    made = pipeline("z-image")
+    made.save_pretrained(tmp_path / "folder")
+    held: dict[str, list[Tensor]] = {}
+    for key, value in made.transformer.state_dict().items():
+        held.setdefault(beginning + z_image_key(key), []).append(value)
+    file = tmp_path / "z.safetensors"
+    save_file({key: torch.cat(values).contiguous() for key, values in held.items()}, file)
+    assert f"{beginning}layers.0.attention.qkv.weight" in held
+    refused(file, r"a Z-Image checkpoint without its text encoders; set model\.config to a diffusers folder")
+    found, folder = load(file, config=str(tmp_path / "folder")), load(tmp_path / "folder")
+    stored, read = folder.network.state_dict(), found.network.state_dict()
+    assert stored.keys() == read.keys() and all(torch.equal(stored[key], read[key]) for key in stored)
+    assert found.describe("x") == folder.describe("x")
+    save_file({key: torch.cat(v) for key, v in held.items() if "layers.1.attention.q" not in key}, file)
+    refused(
+        file, "expected all tensors of its transformer, found none named", config=str(tmp_path / "folder")
+    )

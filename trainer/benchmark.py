@@ -31,6 +31,7 @@ import torch
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.precision import full_precision
 from fair_adapter.shared.tensor_file import write_bytes
+from fair_adapter.trainer.benchmark_methods import full_size
 from fair_adapter.trainer.benchmark_methods.bias import time_to_bias
 from fair_adapter.trainer.benchmark_methods.memory import cost, device_name, peak_tflops, seconds
 from fair_adapter.trainer.benchmark_methods.methods import REMEDY, DoesNotFit, Workbench, methods
@@ -272,6 +273,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--time-to-bias", action="store_true", help="train the portrait model to a gender bias of .25 as well"
     )
+    add("--count", action="store_true", help="count the memory of Z-Image and Krea 2 at full size, and end")
     return parser
 
 
@@ -279,6 +281,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(arguments)
     options.arguments = arguments
+    if options.count:
+        print(full_size.table())
+        return 0
     try:
         if (
             min(options.steps, options.rounds, options.rank) < 1

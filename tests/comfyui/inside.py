@@ -31,6 +31,7 @@ import server  # noqa: F401
 import torch
 from comfy.text_encoders.sd3_clip import SD3Tokenizer
 from inside_chain import brought, in_a_row, saved
+from inside_language import language
 from inside_live import cancelled, copied, decoders
 from inside_models import large_models
 from inside_routes import counting_threads
@@ -145,6 +146,7 @@ for name, (result, tokenizer, widths) in large_models(application, embeddings).i
     found["tokens"][name] = soft_tokens(tokens, tokenizer, name, widths, embeddings)
 widths = {"clip_l": 768, "clip_g": 1280, "t5xxl": 4096}
 found["tokens"]["sd3"] = soft_tokens(tokens, SD3Tokenizer(str(embeddings)), "sd3", widths, embeddings)
+found["language"] = language(application, tokens)
 live = ours("comfy_nodes.live")
 found["decoders"] = decoders(live, parts[2])
 found["copied"] = copied(live, parts[2], parts[0].model.latent_format)

@@ -136,3 +136,24 @@ def test_statistics_are_counted_beside_the_event_loop(found: dict[str, Any]) -> 
 
 def test_faces_are_read_without_a_package_of_their_own(found: dict[str, Any]) -> None:
     assert found["read"] == ["female", "black", "young"]
+
+
+def test_z_image_is_recognised_with_every_layer(found: dict[str, Any]) -> None:
+    assert found["language"]["model"] == {
+        "architecture": "z-image",
+        "widths": {"qwen3_4b": 2560},
+        "layers": 30 * 4 + 36 * 7,
+        "wrong": [],
+        "stock": [],
+    }
+
+
+def test_soft_tokens_stand_behind_a_language_models_template(found: dict[str, Any]) -> None:
+    tokens = found["language"]["tokens"]
+    assert tokens["wrong"] == [] and tokens["begin"] == [151644, 872, 198]
+    assert tokens["without_template"] == 0 and tokens["joined"] == [5, 0]
+    assert tokens["encoded"] == 5 and tokens["negative"]
+
+
+def test_comfyuis_language_model_sees_what_was_trained(found: dict[str, Any]) -> None:
+    assert found["language"]["encoded"] < 1e-4

@@ -15,6 +15,15 @@ LEAST = 256  # inputs or outputs of a layer that is worth it; embeddings of time
 OUTER = ("proj_out", "final_layer", "x_embedder", "img_in", "time", "t_embedder", "pos_embed", "modulation")
 
 
+def wanted(layer: nn.Module, name: str) -> bool:
+    """Whether a layer of this name is put into 8 bits."""
+    return (
+        isinstance(layer, nn.Linear)
+        and min(layer.in_features, layer.out_features) >= LEAST
+        and not any(part in name for part in OUTER)
+    )
+
+
 def put_into_eight_bits(model: Any) -> None:
     """In place: the large linear layers of the network's blocks and of its language model, where it has one.
 
@@ -30,13 +39,6 @@ def put_into_eight_bits(model: Any) -> None:
             "model.weights: int8 needs torchao, which is not installed; pip install torchao, or set "
             "model.weights=plain"
         ) from error
-
-    def wanted(layer: nn.Module, name: str) -> bool:
-        return (
-            isinstance(layer, nn.Linear)
-            and min(layer.in_features, layer.out_features) >= LEAST
-            and not any(part in name for part in OUTER)
-        )
 
     quantize_(model.network, Int8WeightOnlyConfig(), filter_fn=wanted)
     if hasattr(model, "language_model"):
