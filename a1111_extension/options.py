@@ -77,6 +77,9 @@ class FairOptions:
     folder: str = option(
         "", "Adapter folder", "empty: models/fair_adapters; needs a restart of the UI", "text"
     )  # fmt: skip
+    skin_tone: bool = option(
+        False, "Measure skin tone", "a fourth bar: six classes by the colour of the skin's pixels"
+    )
 
 
 OPTIONS = tuple(Option(f.name, f.default, **f.metadata) for f in fields(FairOptions))

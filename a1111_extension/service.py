@@ -14,6 +14,7 @@ from ..shared.adapter import FairnessAdapter
 from ..shared.adapter_info import BaseModel
 from ..shared.adapter_layout import AdapterOutline
 from ..shared.attributes import KNOWN, STANDARD, Attribute, TargetDistribution, ordered
+from ..shared.classifiers import RULER
 from ..shared.errors import FairAdapterError
 from ..shared.library import SHIPPED, AdapterLibrary
 from ..shared.phrases import PhraseTables
@@ -127,7 +128,7 @@ class FairService:
         self._private = sorted({str(folder) for folder in private}, key=len, reverse=True)
         self.last: dict[str, LastResult] = {}
         self._device = device
-        self._readers: dict[str, FaceReader] = {}
+        self._readers: dict[tuple[str, str], FaceReader] = {}
         self._lock = threading.Lock()
         if not any(type(known).__name__ == OnceFilter.__name__ for known in log.filters):
             log.addFilter(OnceFilter())  # its class is another one after "Reload UI"
@@ -136,10 +137,11 @@ class FairService:
         """The face reader for the settings in force; weights are loaded when it first reads."""
         options = self.options()
         device = "cpu" if options.device == "CPU" else self._device()
+        key = (f"default{RULER}" if options.skin_tone else "default", device)
         with self._lock:
-            if device not in self._readers:
-                self._readers = {device: FaceReader(device=device)}
-            return self._readers[device].with_options(certain=options.certain)  # the same nets
+            if key not in self._readers:
+                self._readers = {key: FaceReader(*key)}
+            return self._readers[key].with_options(certain=options.certain)  # the same nets
 
     def public(self, line: str) -> str:
         """A message without the folders of this machine: pictures, pages and answers are passed on."""

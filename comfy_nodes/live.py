@@ -21,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from ..shared.attributes import TargetDistribution
+from ..shared.attributes import SKIN_TONE, TargetDistribution
+from ..shared.classifiers import RULER
 from ..shared.drawing import data_url
 from ..shared.errors import FairAdapterError
 from ..shared.live import RELIABLE_FROM, Cancelled, LiveBars, LiveFrame
@@ -49,6 +50,12 @@ class Watch:
     decoder: str
     vae: Any = None
     target: TargetDistribution | None = None
+
+    @property
+    def classifier(self) -> str:
+        """What reads the faces; the ruler for skin tone joins where the target asks for it."""
+        asked = self.target is not None and SKIN_TONE.name in self.target.names
+        return f"default{RULER}" if asked else "default"
 
 
 def watched(model: Any, watch: Watch) -> Any:
@@ -84,7 +91,7 @@ def begin(patcher: Any, watch: Watch) -> LiveBars | None:
         with OwnNumbers():  # a network that is made here takes none from the sampler
             decode, sharp = make_decoder(watch, patcher)
         return LiveBars(
-            host.reader("default"),
+            host.reader(watch.classifier),
             decode,
             lambda frame: send({"node": watch.node, "sharp": sharp, **frame_dict(frame)}),
             every=watch.every,

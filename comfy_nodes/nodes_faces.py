@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..shared.attributes import TargetDistribution
 from ..shared.bars import CERTAIN, FaceBars, draw_faces
+from ..shared.classifiers import RULER
 from ..shared.errors import FairAdapterError
 from ..shared.images import to_pil
 from ..shared.live import EVERY, readings_dict
@@ -26,7 +27,7 @@ from .session import SESSION
 
 CHUNK = 8  # pictures read between two looks at the cancel button
 FACES = ("largest face", "all faces")
-CLASSIFIERS = ("default", "evaluator")
+CLASSIFIERS = ("default", "evaluator", f"default{RULER}", f"evaluator{RULER}")
 WIDTH = 640  # px of the statistics' picture
 
 
@@ -47,7 +48,12 @@ class LiveAttributeBars(io.ComfyNode):
                     tooltip="Decodes the previews if it is a small one, such as the portrait model's, or if "
                     "the GPU has room for it.",
                 ),
-                Target.Input("target", optional=True, tooltip="Drawn as a line into the shares."),
+                Target.Input(
+                    "target",
+                    optional=True,
+                    tooltip="Drawn as a line into the shares; skin tone is "
+                    "measured where the target names it.",
+                ),
                 io.Int.Input(
                     "every",
                     default=EVERY,
@@ -132,7 +138,8 @@ class ReadFaces(io.ComfyNode):
                     options=list(CLASSIFIERS),
                     default=CLASSIFIERS[0],
                     optional=True,
-                    tooltip="evaluator: independent nets that no training uses, to check the default with.",
+                    tooltip="evaluator: independent nets that no training uses, to check the default with. "
+                    "+skin_tone: a fourth bar, measured on the skin's pixels.",
                     advanced=True,
                 ),
             ],

@@ -202,7 +202,22 @@ AGE = Attribute(
         ),
     ),
 )
-TABLE = (GENDER, RACE, RACE4, AGE)
+# Del Bino and Bernerd, "Variations in skin colour and the biological consequences of ultraviolet radiation
+# exposure", Br. J. Dermatol. 169 (2013): lower bounds of the individual typology angle, degrees
+TONE_BOUNDS = (55.0, 41.0, 28.0, 10.0, -30.0)
+SKIN_TONE = Attribute(
+    "skin_tone",
+    ("very light", "light", "intermediate", "tan", "brown", "dark"),
+    (  # skin of an angle within each class
+        ClassLook((252, 234, 222), "over 55\N{DEGREE SIGN}", words=("very light skin",)),
+        ClassLook((236, 199, 170), "41 to 55\N{DEGREE SIGN}", words=("light skin",)),
+        ClassLook((214, 163, 124), "28 to 41\N{DEGREE SIGN}", words=("intermediate skin tone",)),
+        ClassLook((178, 122, 84), "10 to 28\N{DEGREE SIGN}", words=("tan skin",)),
+        ClassLook((126, 80, 52), "-30 to 10\N{DEGREE SIGN}", words=("brown skin",)),
+        ClassLook((70, 44, 34), "under -30\N{DEGREE SIGN}", words=("dark skin",)),
+    ),
+)
+TABLE = (GENDER, RACE, RACE4, AGE, SKIN_TONE)
 KNOWN = tuple(next(a for a in TABLE if a.name == name) for name in dict.fromkeys(a.name for a in TABLE))
 STANDARD = (GENDER, RACE, AGE)  # what the default classifier reads
 JOINT = (GENDER.name, RACE.name)  # whose joint shares are measured too, as the paper does

@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="", help="cpu, cuda, ...; the GPU if there is one")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the statistics (data)")
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    parser.add_argument("--skin-tone", action="store_true", help="measure skin tone too: a fourth bar")
     options = parser.parse_args(arguments)
     try:
         return run(options)
@@ -46,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
         ) from None
     import torch
 
+    from fair_adapter.a1111_extension.options import FairOptions
     from fair_adapter.a1111_extension.service import FairService
     from fair_adapter.studio.page import build
     from fair_adapter.studio.session import PortraitSession
@@ -53,7 +55,8 @@ def run(options: argparse.Namespace) -> int:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     session = PortraitSession(options.model, device)
     session.base_model()  # what is wrong with the model is said before a page opens
-    service = FairService([options.adapters], options.data, device=lambda: device)
+    chosen = FairOptions(skin_tone=options.skin_tone)
+    service = FairService([options.adapters], options.data, lambda: chosen, lambda: device)
     page = build(service, session, options.adapters)
     style = (ROOT / "style.css").read_text(encoding="utf-8")
     page.queue(default_concurrency_limit=1)

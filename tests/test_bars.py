@@ -16,6 +16,7 @@ from fair_adapter.shared.attributes import (
     GENDER,
     RACE,
     RACE4,
+    SKIN_TONE,
     STANDARD,
     TABLE,
     Attribute,
@@ -175,7 +176,7 @@ def test_colours_differ_also_for_colour_blind_people() -> None:
         "protan": np.array([[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]),
         "tritan": np.array([[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]]),
     }
-    for attribute, least in ((GENDER, 45), (RACE, 30), (RACE4, 20), (AGE, 25)):
+    for attribute, least in ((GENDER, 45), (RACE, 30), (RACE4, 20), (AGE, 25), (SKIN_TONE, 12)):
         linear = (np.array([look.colour for look in attribute.looks]) / 255) ** 2.2
         for matrix in eyes.values():
             seen = [lab(np.clip(matrix @ colour, 0, 1)) for colour in linear]

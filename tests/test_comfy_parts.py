@@ -11,7 +11,15 @@ import pytest
 from fair_adapter.comfy_nodes import session as sessions
 from fair_adapter.comfy_nodes import targets, texts
 from fair_adapter.comfy_nodes.collection import Batch, Collections, statistics_dict
-from fair_adapter.shared.attributes import AGE, GENDER, KNOWN, RACE, RACE4, TargetDistribution
+from fair_adapter.shared.attributes import (
+    AGE,
+    GENDER,
+    KNOWN,
+    RACE,
+    RACE4,
+    SKIN_TONE,
+    TargetDistribution,
+)
 from fair_adapter.shared.bars import Bar, FaceBars
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.library import AdapterSummary
@@ -73,7 +81,8 @@ def test_presets_that_cannot_be(preset: str, adapter: object, expected: str) -> 
 
 def test_an_adapters_own_classes_come_first() -> None:
     known = targets.known_attributes(make_adapter(RACES))
-    assert known == (RACE4, GENDER, AGE) and targets.known_attributes(None) == (GENDER, RACE, AGE)
+    assert known == (RACE4, GENDER, AGE, SKIN_TONE)
+    assert targets.known_attributes(None) == (GENDER, RACE, AGE, SKIN_TONE)
 
 
 def test_what_the_sliders_show() -> None:

@@ -23,7 +23,7 @@ GLASSES = Attribute(
         ClassLook((34, 56, 78), "dark ones", ("a person with sunglasses",), ("sunglassed",)),
     ),
 )
-TABLE = (GENDER, RACE, RACE4, GLASSES, AGE)
+TABLE = (GENDER, RACE, RACE4, GLASSES, AGE, SKIN_TONE)
 """
 PROGRAM = """
 import importlib.machinery, importlib.util, json, sys
@@ -89,7 +89,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict:
         shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
     table = copy / "shared" / "attributes.py"
     before = table.read_text(encoding="utf-8")
-    after = before.replace("TABLE = (GENDER, RACE, RACE4, AGE)\n", ROW)
+    after = before.replace("TABLE = (GENDER, RACE, RACE4, AGE, SKIN_TONE)\n", ROW)
     assert after != before
     table.write_text(after, encoding="utf-8")
     result = subprocess.run(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ....shared.attributes import SKIN_TONE, TONE_BOUNDS
 from ....shared.errors import FairAdapterError
 from . import catalogue as have
 from .plan import Person
@@ -17,15 +18,6 @@ COLUMNS: tuple[str, ...] = (
     "wmelh", "skin_tone", "skin_class", "skin_seen", "hair", "hair_length", "hair_texture",
     "hair_colour", "beard", "outfit", "pattern", "glasses", "earrings", "makeup", "expression",
     "yaw", "pitch", "roll", "turn", "light", "identity",
-)
-# Del Bino and Bernerd, Br. J. Dermatol. 169 (2013): bounds of the individual typology angle in degrees
-_CLASSES = (
-    (55, "very light"),
-    (41, "light"),
-    (28, "intermediate"),
-    (10, "tan"),
-    (-30, "brown"),
-    (-91, "dark"),
 )
 _STYLE = {style.name: style for style in have.HAIR}
 # Angle of the skin's reflectance -> angle that a picture of it shows under even white light with the
@@ -42,7 +34,7 @@ def file_name(index: int) -> str:
 
 def skin_class(angle: float) -> str:
     """The published class of an individual typology angle in degrees."""
-    return next(name for bound, name in _CLASSES if angle > bound)
+    return next(name for name, bound in zip(SKIN_TONE.classes, (*TONE_BOUNDS, -91)) if angle > bound)
 
 
 def skin_seen(angle: float) -> float:
