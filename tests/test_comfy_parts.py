@@ -95,6 +95,7 @@ def test_what_the_sliders_show() -> None:
         "gender": ["female", "male"],
         "race": list(RACE.classes),
         "age": ["young", "old"],
+        "skin_tone": list(SKIN_TONE.classes),
     }
 
 
