@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.lora
@@ -14,7 +14,8 @@ from ..shared.adapter import AdapterWeights, FairnessAdapter
 from ..shared.adapter_info import BaseModel, weights_hash
 from ..shared.attributes import TargetDistribution
 from ..shared.errors import FairAdapterError
-from . import language_tokens, soft_tokens
+from ..shared.window import WHOLE, Window
+from . import language_tokens, soft_tokens, windows
 
 FAMILIES = {  # ComfyUI's classes of models -> architecture
     **{"SD15": "sd1", "SD20": "sd2", "SDXL": "sdxl", "SDXLRefiner": "sdxl-refiner", "SD3": "sd3"},
@@ -56,11 +57,13 @@ def apply(
     target: TargetDistribution | None,
     strength: float,
     prompts: str = PROMPTS[0],
+    window: Window = WHOLE,
 ) -> Applied:
     """Copies of model and CLIP with the adapter at a target; the originals stay as they are.
 
     The LoRA acts in both branches of the guidance, as in training. Soft tokens stand before the positive
-    prompt, and before the negative one if `prompts` (one of PROMPTS) says so.
+    prompt, and before the negative one if `prompts` (one of PROMPTS) says so. In a part of the sampling
+    (`window`) the network's LoRA comes with what the CLIP encodes, and the model stays as it is.
     Raises FairAdapterError, with the reason and the remedy, for a model that the adapter was not made for.
     """
     if clip is None:
@@ -68,13 +71,22 @@ def apply(
     warnings = adapter.check_base(describe(model, clip))
     weights = adapter.at(target, strength)
     taken, layers = 0, len(adapter.layers) if weights.lora else 0
+    plain, patches = model, Patches()
     if weights.lora:
         adapter.check_layers(layer_shapes(model, clip, adapter.layers))
-        model, clip, taken = patched(model, clip, weights.lora, adapter.source)
+        model, clip, patches = patched(model, clip, weights.lora, adapter.source)
+        taken = len(patches.network) + len(patches.text)
     if weights.soft:
         check_widths(clip, weights.soft, adapter.source)
         both = prompts == "both prompts" or (prompts == "as trained" and adapter.negative_tokens)
         clip = soft_tokens.add(clip, weights.soft, adapter.info.name, both, bool(taken))
+    if not window.whole and (weights.soft or weights.lora):
+        hooks = windows.network_hooks(patches.network) if patches.network else None
+        name = soft_tokens.known(clip)[0].name if weights.soft else ""
+        model, clip = (
+            plain,
+            soft_tokens.in_window(clip, windows.Windowed(window, name, tuple(patches.text.values()), hooks)),
+        )
     negative = soft_tokens.for_negative(clip)
     for line in (*warnings, *weights.warnings):
         _log.warning("Fair Adapter: %s: %s", adapter.info.name, line)
@@ -164,20 +176,28 @@ def _spelt_out(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {name: place for name, place in ours.items() if name not in keys}
 
 
-def patched(model: Any, clip: Any, lora: Mapping[str, Tensor], source: str) -> tuple[Any, Any, int]:
-    """Copies of model and CLIP with the LoRA, and how many of its layers they took.
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """What a LoRA put onto weights, by part of the model: key of the weight -> patch."""
 
-    Raises FairAdapterError if they took none: a LoRA that does nothing looks like one that works.
+    network: Mapping[Any, Any] = field(default_factory=dict)
+    text: Mapping[Any, Any] = field(default_factory=dict)
+
+
+def patched(model: Any, clip: Any, lora: Mapping[str, Tensor], source: str) -> tuple[Any, Any, Patches]:
+    """Copies of model and CLIP with the LoRA, and what they took of it.
+
+    Raises FairAdapterError if they took nothing: a LoRA that does nothing looks like one that works.
     """
     loaded = comfy.lora.load_lora(dict(lora), key_map(model, clip))
     model, clip = model.clone(), clip.clone()
-    taken = {*model.add_patches(loaded, 1.0), *clip.add_patches(loaded, 1.0)}
-    if not taken:
+    network, text = (part.add_patches(loaded, 1.0) for part in (model, clip))
+    if not network and not text:
         raise FairAdapterError(
             f"{source}: 0 of {sum(k.endswith('.alpha') for k in lora)} LoRA layers matched this model; load "
             "the base model that the adapter was trained on"
         )
-    return model, clip, len(taken)
+    return model, clip, Patches(*({key: loaded[key] for key in keys} for keys in (network, text)))
 
 
 def check_widths(clip: Any, soft: Mapping[str, Tensor], source: str) -> None:

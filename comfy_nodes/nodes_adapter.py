@@ -14,6 +14,7 @@ from ..shared.adapter_export import embedding_file, export_adapter, hosts_note, 
 from ..shared.adapter_info import STRENGTHS
 from ..shared.attributes import TargetDistribution
 from ..shared.errors import FairAdapterError
+from ..shared.window import Window
 from . import application, host, targets, texts
 from .schema import Adapter, Target, check_choice, known, schema, target_input, valid
 
@@ -158,6 +159,7 @@ class ApplyAdapter(io.ComfyNode):
                     "it has the LoRA in any case, as in training.",
                     advanced=True,
                 ),
+                *_percent_inputs(),
             ],
             outputs=[
                 io.Model.Output("patched", display_name="MODEL", tooltip="For the sampler."),
@@ -183,12 +185,42 @@ class ApplyAdapter(io.ComfyNode):
         strength: float,
         target: TargetDistribution | None = None,
         soft_tokens: str = application.PROMPTS[0],
+        start: float = 0.0,
+        end: float = 100.0,
     ) -> io.NodeOutput:
         check_choice("soft_tokens", soft_tokens, application.PROMPTS)
-        done = application.apply(model, clip, adapter, target, strength, soft_tokens)
+        window = Window(start, end)
+        done = application.apply(model, clip, adapter, target, strength, soft_tokens, window)
         line = texts.applied(adapter, done.layers, done.tokens, done.weights.target.to_text())
+        line += "" if window.whole else f", at {window.to_text()} of the sampling"
         panel = {"fair_applied": [{"text": line, "warnings": list(done.warnings)}]}
         return io.NodeOutput(done.model, done.clip, done.negative, ui=panel)
+
+
+def _percent_inputs() -> list[Any]:
+    """The part of the sampling in which the adapter acts."""
+    told = {
+        "start": (0.0, "Percent of the sampling at which the adapter begins to act; 0 is pure noise."),
+        "end": (
+            100.0,
+            "Percent of the sampling at which it stops, as in Conditioning Set Timestep Range. Both prompts "
+            "must come from this node's CLIPs. A shorter part keeps more of the picture and moves less.",
+        ),
+    }
+    return [
+        known(
+            io.Float.Input,
+            name,
+            default=default,
+            min=0.0,
+            max=100.0,
+            step=1.0,
+            optional=True,
+            tooltip=tooltip,
+            advanced=True,
+        )
+        for name, (default, tooltip) in told.items()
+    ]
 
 
 class ExportAdapter(io.ComfyNode):

@@ -21,7 +21,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ..shared.errors import FairAdapterError
 from ..shared.tensor_file import serialise, write_bytes
-from . import host, language_tokens
+from . import host, language_tokens, windows
 
 PARTS = {  # the tokenizer's keys -> its parts
     **{"l": "clip_l", "g": "clip_g", "h": "clip_h", "t5xxl": "t5xxl"},
@@ -39,6 +39,10 @@ PARTS = {  # the tokenizer's keys -> its parts
 }
 KEPT = "fair_adapter_soft_tokens"  # our attribute on the copies
 _log = logging.getLogger("fair_adapter")
+_NO_RANGES = (
+    "Fair Adapter: this node encodes for all of the sampling: 'start', 'end' and the network's LoRA are "
+    "left out; encode with CLIP Text Encode"
+)
 Chunks = list[list[Any]]
 
 
@@ -106,6 +110,13 @@ def known(clip: Any) -> tuple[SoftTokens, ...]:
     return getattr(clip.tokenizer, KEPT, ())
 
 
+def in_window(clip: Any, windowed: windows.Windowed) -> Any:
+    """A copy of the CLIP in which this acts in a part of the sampling alone."""
+    result = _with(clip, known(clip))
+    windows.keep(result, (windowed, *windows.known(clip)))
+    return result
+
+
 def _with(clip: Any, tokens: tuple[SoftTokens, ...]) -> Any:
     result = clip.clone()
     result.__class__ = _clip(_plain(type(clip)))
@@ -150,13 +161,24 @@ def _clip(of: type) -> type:
         def clone(self, *arguments: Any, **options: Any) -> Any:
             result = super().clone(*arguments, **options)
             result.__class__ = type(self)
+            windows.keep(result, windows.known(self))
             return result
 
         def encode_from_tokens(self, tokens: Any, *arguments: Any, **options: Any) -> Any:
+            if windows.known(self):
+                host.warn_on_running_node(_NO_RANGES)
             return super().encode_from_tokens(once(tokens), *arguments, **options)
 
         def encode_from_tokens_scheduled(self, tokens: Any, *arguments: Any, **options: Any) -> Any:
-            return super().encode_from_tokens_scheduled(once(tokens), *arguments, **options)
+            encode = super().encode_from_tokens_scheduled
+            if not windows.known(self):
+                return encode(once(tokens), *arguments, **options)
+            return windows.scheduled(
+                self,
+                once(tokens),
+                without,
+                lambda clip, part: clip.encode_from_tokens_scheduled(part, *arguments, **options),
+            )
 
     return _named(Clip, of)
 
@@ -171,15 +193,18 @@ def _tokenizer(of: type) -> type:
                 return tokenize(text, return_word_ids, **options)
             if any(hasattr(self, name) for name in language_tokens.NAMES):
                 return _in_template(self, tokens, lambda: tokenize(text, return_word_ids, **options))
-            begin = "".join(f"embedding:{each.name} " for each in tokens)
-            begun = [begin + one for one in text] if isinstance(text, list) else begin + text
-            result = tokenize(begun, return_word_ids, **options)
+            names = tuple(each.name for each in tokens)
+
+            def lay(kept: Sequence[str]) -> Any:
+                begin = "".join(f"embedding:{name} " for name in kept)
+                begun = [begin + one for one in text] if isinstance(text, list) else begin + text
+                return tokenize(begun, return_word_ids, **options)
+
+            result = lay(names)
             for key, chunks in result.items():
                 if any(PARTS.get(key) in each.rows for each in tokens) and _ordinary(chunks):
                     _expect_tokens(chunks, tokens[0].adapter)
-                    result[key] = Prompt(
-                        chunks, lambda key=key: tokenize(text, return_word_ids, **options)[key]
-                    )
+                    result[key] = Prompt(chunks, names, lambda kept, key=key: lay(kept)[key])
             return result
 
         def state_dict(self, *arguments: Any, **options: Any) -> Any:
@@ -193,12 +218,19 @@ def _tokenizer(of: type) -> type:
 
 def _in_template(tokenizer: Any, tokens: Sequence[SoftTokens], plain: Callable[[], Any]) -> Any:
     """The tokens of a prompt in a chat template, with soft tokens where the user's words begin."""
+
+    def lay(key: str, kept: Sequence[str]) -> Any:
+        rows = [row for each in tokens if each.name in kept for row in each.rows.get(key, ())]
+        chunks = plain()[key]
+        return (
+            language_tokens.put_in(chunks, rows, language_tokens.opening(tokenizer, key)) if rows else chunks
+        )
+
     result = plain()
-    for key, chunks in result.items():
-        rows = [row for each in tokens for row in each.rows.get(key, ())]
-        if key not in language_tokens.NAMES or not rows:
+    for key in result:
+        if key not in language_tokens.NAMES or not any(key in each.rows for each in tokens):
             continue
-        begun = language_tokens.put_in(chunks, rows, language_tokens.opening(tokenizer, key))
+        begun = lay(key, [each.name for each in tokens])
         if begun is None:
             _log.warning(
                 "Fair Adapter: %s: found no %r in this prompt's template, so no soft tokens; use CLIP Text "
@@ -207,7 +239,7 @@ def _in_template(tokenizer: Any, tokens: Sequence[SoftTokens], plain: Callable[[
                 language_tokens.OPENING,
             )
         else:
-            result[key] = Prompt(begun, lambda key=key: plain()[key])
+            result[key] = Prompt(begun, [each.name for each in tokens], partial(lay, key))
     return result
 
 
@@ -262,14 +294,19 @@ class Chunk(list[Any]):
 
 
 class Prompt(list[Any]):
-    """The chunks of a text that begins with soft tokens.  plain: gives those of the text without them.
+    """The chunks of a text that begins with soft tokens.
 
+    names: of their embeddings.  lay: gives the chunks of the text that begins with some of them.
     Joined to another's, those without are taken.
     """
 
-    def __init__(self, chunks: Chunks, plain: Callable[[], Chunks]) -> None:
+    def __init__(self, chunks: Chunks, names: Sequence[str], lay: Callable[[Sequence[str]], Chunks]) -> None:
         super().__init__(Chunk(chunk, self, place) for place, chunk in enumerate(chunks))
-        self.plain = plain
+        self.names, self.lay, self.own = names, lay, len(chunks)
+
+    def plain(self) -> Chunks:
+        """The chunks of the text alone."""
+        return self.lay(())
 
     def extend(self, other: Any) -> None:
         super().extend(other.plain() if isinstance(other, Prompt) else other)
@@ -303,4 +340,25 @@ def _once(chunks: Chunks) -> Chunks:
             result.append(chunk)
         else:
             result += chunk.of.plain()[chunk.place : chunk.place + 1]
+    return result
+
+
+def without(tokens: Any, names: set[str]) -> Any:
+    """A prompt (see `once`) without the soft tokens of these embeddings."""
+    if not isinstance(tokens, dict) or not names:
+        return tokens
+    return {
+        key: _without(chunks, names) if isinstance(chunks, list) else chunks for key, chunks in tokens.items()
+    }
+
+
+def _without(chunks: Chunks, names: set[str]) -> Chunks:
+    result: Chunks = []
+    for chunk in chunks:
+        if not isinstance(chunk, Chunk):
+            result.append(chunk)
+            continue
+        laid = chunk.of.lay([name for name in chunk.of.names if name not in names])
+        last = chunk.place + 1 == chunk.of.own  # whose words may have needed a chunk more than they do now
+        result += laid[chunk.place :] if last else laid[chunk.place : chunk.place + 1]
     return result

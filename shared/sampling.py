@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .errors import FairAdapterError
 from .schedulers import LinearSampler
+from .window import Window
 
 Conditioning = Mapping[str, Tensor]
 
@@ -62,6 +63,15 @@ class Guidance:
 
 
 @dataclass(frozen=True)
+class Outside:
+    """What the network evaluations outside of a window are drawn with: the model without the adapter."""
+
+    window: Window
+    model: Denoiser
+    guidance: Guidance
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """A rollout of N images.  latents: (T + 1, N, ...) from z_T to z_0.  sampler: the steps between them."""
 
@@ -81,6 +91,7 @@ def rollout(
     guidance: Guidance,
     batch: int | None = None,
     callback: Callable[[int, Tensor, Tensor], Guidance | None] | None = None,
+    outside: Outside | None = None,
 ) -> Trajectory:
     """Sample without gradient.
 
@@ -89,17 +100,22 @@ def rollout(
     callback: called with (k, z_k, predicted z_0) after each of the T network evaluations, k = 1 .. T. A
         guidance that it returns is that of the evaluations to come; pictures whose rows it leaves as they are
         stay the same to the last bit.
+    outside: takes the place of model and guidance in the evaluations outside of its window; None is nowhere.
     """
     steps, images = sampler.steps, len(noise)
     here = with_timesteps_on(sampler, noise.device)
+    acts = torch.ones(steps).bool() if outside is None else outside.window.acts(sampler.places)
     with torch.no_grad():
         latents = noise.new_empty((steps + 1, *noise.shape))
         outputs = noise.new_empty((steps, *noise.shape))
         latents[0] = noise * sampler.initial_scale
         for k in range(steps):
+            by, towards = (model, guidance)
+            if outside is not None and not acts[k]:
+                by, towards = outside.model, outside.guidance
             for chunk in torch.arange(images, device=noise.device).split(batch or max(images, 1)):
                 inputs, timesteps = network_inputs(here, k, latents[k][chunk])
-                outputs[k, chunk] = guided_output(model, inputs, timesteps, guidance, chunk, images)
+                outputs[k, chunk] = guided_output(by, inputs, timesteps, towards, chunk, images)
             latents[k + 1] = next_latents(sampler, k + 1, latents[0], outputs[: k + 1])
             if callback is not None:
                 changed = callback(k + 1, latents[k + 1], sampler.predicted_image(k, latents[k], outputs[k]))

@@ -20,6 +20,7 @@ Three kinds of network output (`prediction`):
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 from .errors import FairAdapterError, reason
+from .window import places
 
 USABLE = (
     "set model.scheduler (--scheduler) to DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler "
@@ -57,6 +59,7 @@ class LinearSampler:
     signal: (T,), share of the image in what the network sees: alpha_t, or 1 - sigma_t for flow.
     ladder: (T,) the DDPM coefficients sqrt(abar_t) sqrt(1 - abar_t) / (1 - alpha_t) over their geometric
         mean, the gradient factor of the authors' release; None for models without a DDPM ladder.
+    places: (T,), where on the scale of noise the steps lie, shares from 0 (noise) to 1 (see `window`).
     """
 
     name: str
@@ -69,6 +72,7 @@ class LinearSampler:
     noise_per_output: Tensor
     signal: Tensor
     ladder: Tensor | None
+    places: Tensor
 
     @property
     def steps(self) -> int:
@@ -138,6 +142,7 @@ def linear_sampler(scheduler: Any, steps: int, **timestep_options: Any) -> Linea
         noise_per_output=signal if prediction == "v_prediction" else torch.ones_like(signal),
         signal=signal,
         ladder=_ladder(scheduler, timesteps) if prediction == "epsilon" else None,
+        places=places(timesteps, _shift(scheduler, timestep_options) if prediction == "flow" else None),
     )
 
 
@@ -183,6 +188,13 @@ def prediction_of(scheduler: Any) -> str:
         f"{name}: expected prediction type epsilon or v_prediction on DDPM's ladder of noise, or "
         f"flow_prediction, found {kind!r}{'' if ladder else ' without that ladder'}; {USABLE}"
     )
+
+
+def _shift(scheduler: Any, timestep_options: dict[str, Any]) -> float:
+    """Of a flow-matching scheduler: what bends evenly spaced times towards the noise, 1 for nothing."""
+    if "mu" in timestep_options:
+        return math.exp(timestep_options["mu"])
+    return float(scheduler.config.get("shift") or scheduler.config.get("flow_shift") or 1.0)
 
 
 def _signal(scheduler: Any, prediction: str, timesteps: Tensor) -> Tensor:

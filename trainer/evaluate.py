@@ -4,6 +4,7 @@
     python trainer/evaluate.py --adapter runs/joint/adapter.safetensors --also off_template no_person
     python trainer/evaluate.py --model DIR --guidance 5 7.5 10 --adapter FILE --target "gender=75/25"
     python trainer/evaluate.py --adapter FILE --table TARGETS.csv  each prompt at its own target, against it
+    python trainer/evaluate.py --adapter FILE --window 0 40        the adapter in the first two fifths alone
     python trainer/evaluate.py --config trainer/configs/sd15_exp1_gender.yaml --adapter FILE   as trained
     python trainer/evaluate.py --adapter FILE --exact 12 --images 24   exact batches, by five ways
     torchrun --nproc_per_node=2 trainer/evaluate.py ...            prompts spread over GPUs or machines
@@ -30,6 +31,7 @@ from fair_adapter.shared.adapter import FairnessAdapter
 from fair_adapter.shared.attributes import TargetDistribution
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.quota_steering import PUSH
+from fair_adapter.shared.window import Window
 from fair_adapter.trainer.configuration.prompts import Prompt
 from fair_adapter.trainer.evaluation.command import (
     carry_out,
@@ -56,18 +58,19 @@ def evaluate(options: argparse.Namespace) -> Report:
     adapter = FairnessAdapter.read(options.adapter) if options.adapter else None
     bench = open_bench(options, options.model, *([adapter] if adapter else []))
     scales = options.guidance or [bench.model.guidance_scale]
+    window = Window(*options.window)
     default = _target(adapter, options, bench)
     own = _own_targets(adapter, options, prompts, default) if options.table else None
 
     def measure(chosen: list[Prompt], scale: float) -> tuple[Measured, Measured | None]:
-        plan, strength = plan_of(options, scale), options.strength
+        plan, part = plan_of(options, scale), (options.strength, window)
         aims = None if options.table is None else read_targets(options.table, chosen, default).targets
         original = bench.original(chosen, plan, aims or default)
         if adapter is None:
             return original, None
         if aims is not None:
-            return original, bench.adapted_each(adapter, chosen, plan, original, aims, strength)
-        return original, bench.adapted(adapter, chosen, plan, original, options.target, strength)
+            return original, bench.adapted_each(adapter, chosen, plan, original, aims, *part)
+        return original, bench.adapted(adapter, chosen, plan, original, options.target, *part)
 
     original, adapted = measure(prompts, scales[0])
     sections: dict[str, dict[str, Any]] = {}
@@ -84,6 +87,7 @@ def evaluate(options: argparse.Namespace) -> Report:
         facts["targets"] = f"each prompt's own, of {options.table}; the target told is their mean"
     if adapter is not None:
         facts["adapter"] = f"{adapter.source}, strength {options.strength:g}"
+        facts["adapter"] += "" if window.whole else f", at {window.to_text()} of the sampling"
     return Report(
         title=_title(options, adapter),
         prompts=prompts,
@@ -149,6 +153,14 @@ def program() -> argparse.ArgumentParser:
     add("--adapter", type=Path, help="fairness adapter; without one only the base model is measured")
     add("--target", help="target for the adapter, such as gender=75/25 (default: the adapter's)")
     add("--table", type=Path, help="CSV file that gives each prompt a target of its own; others: --target")
+    add(
+        "--window",
+        nargs=2,
+        type=float,
+        default=[0.0, 100.0],
+        metavar=("START", "END"),
+        help="percent of the sampling in which the adapter acts (0 100)",
+    )
     add("--record", action="store_true", help="write the figures into the adapter file, for the hosts")
     add("--also", nargs="*", default=[], metavar="SET", help="further sets or files")
     add("--exact", type=int, metavar="N", help="measure exact batches of N pictures instead: exact.json")

@@ -21,6 +21,7 @@ NODES = ("Apply", "DrawAttributes", "Export", "FaceAttributes", "LiveBars", "Loa
 WITHOUT_PICTURE = {
     "7_attributes_in_words",
     "8_targets_by_prompt",
+    "9_early_steps_alone",
 }  # the clone is nearly as large as it may be
 SIGNATURES = Path(__file__).with_name("signatures.json")
 LONG = "a photo of the face of a nurse with a friendly smile, " * 9 + "a person"  # three chunks of 77 tokens

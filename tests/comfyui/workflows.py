@@ -59,6 +59,10 @@ prompt goes to *Target by Prompt* and to the encoder; the first row whose patter
 
 Write "cloud painter" or "star baker" into the prompt and run again. "A doctor" has no row and takes the
 target of *Target Distribution*. The occupations are invented: bring your own statistics."""
+EARLY = """## The adapter in the early steps alone
+Left all of the sampling, right its first 40%: *end* of the lower *Fair Adapter*. The noise is the same.
+
+A shorter part keeps more of the model's own picture and moves the shares less: move *end* and run again."""
 Place = tuple[tuple[int, int], tuple[int, int], str]  # position, size, title ("" is the node's own)
 
 
@@ -265,6 +269,28 @@ def by_prompt() -> Flow:
     return flow
 
 
+def early() -> Flow:
+    """The whole of the sampling and its beginning, from the same noise."""
+    flow = Flow("The adapter in the early steps alone", shown=("21", "22"))
+    adapter(flow)
+    prompts(flow, "mechanic")
+    links = {"model": ["1", 0], "clip": ["1", 1], "adapter": ["2", 0], "target": ["3", 0]}
+    flow.add("14", "Apply", (810, 730), (330, 230), "first 40%", strength=1.0, start=0.0, end=40.0, **links)
+    flow.add("15", "CLIPTextEncode", (810, 1090), (330, 110), "positive, first 40%", clip=["14", 1],
+             text=prompt_of("mechanic"))  # fmt: skip
+    flow.add("16", "CLIPTextEncode", (810, 1250), (330, 90), "negative, first 40%", clip=["14", 2], text="")
+    flow.add("7", "EmptyLatentImage", (410, 540), (360, 110), width=128, height=128, batch_size=12)
+    flow.sampler("9", (1180, 60), "4", 11, positive=["5", 0], negative=["6", 0], latent_image=["7", 0],
+                 title="all steps")  # fmt: skip
+    flow.sampler("19", (1180, 730), "14", 11, positive=["15", 0], negative=["16", 0], latent_image=["7", 0],
+                 title="first 40%")  # fmt: skip
+    faces = {"faces": "largest face", "certain": 0.7, "target": ["3", 0]}
+    flow.add("21", "FaceAttributes", (1520, 60), (430, 780), "all steps", images=["90", 0], **faces)
+    flow.add("22", "FaceAttributes", (1990, 60), (430, 780), "first 40%", images=["190", 0], **faces)
+    flow.note = ((40, 790), (730, 200), EARLY)
+    return flow
+
+
 FLOWS: dict[str, Callable[[], Flow]] = {
     "1_live_attribute_bars": live,
     "2_adapter_on_and_off": on_and_off,
@@ -274,4 +300,5 @@ FLOWS: dict[str, Callable[[], Flow]] = {
     "6_your_own_checkpoint": checkpoint,
     "7_attributes_in_words": words,
     "8_targets_by_prompt": by_prompt,
+    "9_early_steps_alone": early,
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...shared.errors import FairAdapterError
+from ...shared.window import Window
 from .settings import build, differing, listed, option, plain, read_tree
 
 RESUMABLE = (  # settings that may change between the parts of one run
@@ -215,6 +216,12 @@ class SamplingConfig:
     mode: Literal["exact", "official", "direct"] = option("exact", "weights of the adjusted gradient")
     branches: Literal["both", "conditional"] = option("both", "guidance branches that the gradient follows")
     gradient_steps: int = option(0, "random steps of each image that get a gradient; 0 is all", least=0)
+    window: tuple[float, float] = option(
+        (0.0, 100.0),
+        "percent of the sampling in which the adapter acts and is trained",
+        least=0,
+        most=100,
+    )
     network_batch: int = option(32, "images in one call of the network without gradient", least=1)
     gradient_batch: int = option(16, "(image, step) pairs in one call of the network with gradient", least=1)
     decode_batch: int = option(
@@ -322,6 +329,7 @@ class Config:
                 f"sampling.gradient_steps: expected at most the {low} steps of the sampler, found "
                 f"{self.sampling.gradient_steps}"
             )
+        Window(*self.sampling.window)
         if not self.adapter.trains:
             raise FairAdapterError(NOTHING_TO_TRAIN)
         unknown = [name for name in self.optimizer.lr_factors if name not in PARTS]

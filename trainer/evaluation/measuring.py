@@ -15,6 +15,7 @@ from ...shared.attributes import Attribute, TargetDistribution
 from ...shared.classifiers import load_classifier
 from ...shared.errors import FairAdapterError
 from ...shared.preservation import SemanticEncoder
+from ...shared.window import WHOLE, Window
 from ..configuration.config import Config, ModelConfig
 from ..configuration.prompts import Prompt
 from ..families.adaptation import Adaptation
@@ -152,27 +153,36 @@ class Bench:
         original: Measured,
         target: TargetDistribution | str | None = None,
         strength: float = 1.0,
+        window: Window = WHOLE,
     ) -> Measured:
-        """The figures with an adapter as the hosts apply it, at a target (None: its default) and strength.
+        """The figures with an adapter as the hosts apply it, at a target (None: its default) and strength, in
+        a part of the steps.
 
         Raises FairAdapterError for an adapter of another base model.
         """
         weights = adapter.at(target, strength)
-        readings = self._read_at(adapter, prompts, plan, weights)
+        readings = self._read_at(adapter, prompts, plan, weights, window)
         return Measured(self._figures(readings, prompts, weights.target, original, adapter), readings)
 
     def _read_at(
-        self, adapter: FairnessAdapter, prompts: Sequence[Prompt], plan: Plan, weights: AdapterWeights
+        self,
+        adapter: FairnessAdapter,
+        prompts: Sequence[Prompt],
+        plan: Plan,
+        weights: AdapterWeights,
+        window: Window,
     ) -> list[Readings]:
         """What is drawn with an adapter. Raises as `check`."""
         self.check(adapter)
         identity = f"{self.identity} {weights.content_hash}"
         if adapter.negative_tokens:
             identity += " before the negative prompt too"
+        if not window.whole:
+            identity += f" {window.to_text()}"
         if not weights.soft and not weights.lora:
             return self._read(self.model, self.identity, prompts, plan, "strength 0")
         with Adaptation.from_weights(self.model, weights, adapter.negative_tokens) as adaptation:
-            return self._read(adaptation.adapted(), identity, prompts, plan, "with the adapter")
+            return self._read(adaptation.adapted(None, window), identity, prompts, plan, "with the adapter")
 
     def adapted_each(
         self,
@@ -182,6 +192,7 @@ class Bench:
         original: Measured,
         targets: Sequence[TargetDistribution],
         strength: float = 1.0,
+        window: Window = WHOLE,
     ) -> Measured:
         """As `adapted`, each prompt at its own target and measured against it."""
         groups: dict[TargetDistribution, list[int]] = {}
@@ -190,7 +201,8 @@ class Bench:
         readings: dict[int, Readings] = {}
         for target, places in groups.items():
             chosen = [prompts[place] for place in places]
-            readings |= zip(places, self._read_at(adapter, chosen, plan, adapter.at(target, strength)))
+            weights = adapter.at(target, strength)
+            readings |= zip(places, self._read_at(adapter, chosen, plan, weights, window))
         ordered = [readings[place] for place in range(len(prompts))]
         return Measured(self._figures(ordered, prompts, targets, original, adapter), ordered)
 

@@ -26,9 +26,10 @@ from ...shared.adapter_target import TargetSpace
 from ...shared.attributes import TargetDistribution
 from ...shared.errors import FairAdapterError
 from ...shared.lora import ALPHA, LoraSet
-from ...shared.sampling import Conditioning, Guidance
+from ...shared.sampling import Conditioning, Guidance, Outside
 from ...shared.schedulers import LinearSampler
 from ...shared.soft_prompt import SoftPrompt, initial_tokens
+from ...shared.window import WHOLE, Window
 from ..configuration.config import NOTHING_TO_TRAIN, AdapterConfig
 from .base import DiffusionModel, ImageModel
 from .distilled import unguided
@@ -239,9 +240,24 @@ class Adaptation(nn.Module):
             self.unet.coordinates = conditioning.get(COORDINATES)
         return self.base.denoise(inputs, timesteps, conditioning)
 
-    def adapted(self, target: Target = None) -> AdaptedModel:
-        """The model with the adapter at a target, to generate with like the base model."""
-        return AdaptedModel(self, target)
+    def outside(
+        self, prompts: Sequence[str], scale: float, window: Window, negative: str = ""
+    ) -> Outside | None:
+        """The base model and its guidance for N prompts, for the steps outside of the window; None if there
+        are none."""
+        if window.whole:
+            return None
+        with self.disabled() as base, torch.no_grad():
+            return Outside(window, self._denoise_base, base.guidance(prompts, scale, negative))
+
+    def _denoise_base(self, inputs: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        with self.disabled() as base:
+            return base.denoise(inputs, timesteps, conditioning)
+
+    def adapted(self, target: Target = None, window: Window = WHOLE) -> AdaptedModel:
+        """The model with the adapter at a target, in a part of the steps, to generate with like the base
+        model."""
+        return AdaptedModel(self, target, window)
 
     # ---- training and files
 
@@ -279,8 +295,8 @@ class Adaptation(nn.Module):
 class AdaptedModel(ImageModel):
     """A model whose prompts and network go through an attached adaptation, at a target."""
 
-    def __init__(self, adaptation: Adaptation, target: Target = None) -> None:
-        self.adaptation, self.target = adaptation, target
+    def __init__(self, adaptation: Adaptation, target: Target = None, window: Window = WHOLE) -> None:
+        self.adaptation, self.target, self.window = adaptation, target, window
 
     @property
     def device(self) -> torch.device:
@@ -295,6 +311,9 @@ class AdaptedModel(ImageModel):
 
     def guidance(self, prompts: Sequence[str], scale: float, negative: str = "") -> Guidance:
         return self.adaptation.guidance(prompts, scale, self.target, negative)
+
+    def outside(self, prompts: Sequence[str], scale: float, negative: str = "") -> Outside | None:
+        return self.adaptation.outside(prompts, scale, self.window, negative)
 
     def denoise(self, inputs: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         return self.adaptation.denoise(inputs, timesteps, conditioning)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ...shared.adapter_info import BaseModel, FamilyNames, weights_hash
 from ...shared.errors import FairAdapterError
 from ...shared.lora import text_layers
-from ...shared.sampling import Conditioning, Guidance, rollout
+from ...shared.sampling import Conditioning, Guidance, Outside, rollout
 from ...shared.schedulers import LinearSampler, linear_sampler
 from ...shared.seeds import starting_noise
 from ..configuration.config import check_size
@@ -75,6 +75,10 @@ class ImageModel(ABC):
     def guidance(self, prompts: Sequence[str], scale: float, negative: str = "") -> Guidance:
         """Both guidance branches of N prompts."""
 
+    def outside(self, prompts: Sequence[str], scale: float, negative: str = "") -> Outside | None:
+        """What these prompts are drawn with where an adapter does not act; None if it acts all along."""
+        return None
+
     @abstractmethod
     def denoise(self, inputs: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's output (B, C, h, w) for scaled latents of that shape."""
@@ -102,8 +106,10 @@ class ImageModel(ABC):
         for i in range(0, len(prompts), batch):
             texts = list(prompts[i : i + batch])
             noise = starting_noise(seeds[i : i + batch], self.latent_shape).to(self.device)
-            guidance = self.guidance(texts[:1] if len(set(texts)) == 1 else texts, scale, negative)
-            trajectory = rollout(self.denoise, sampler, noise, guidance)
+            texts = texts[:1] if len(set(texts)) == 1 else texts
+            guidance = self.guidance(texts, scale, negative)
+            outside = self.outside(texts, scale, negative)
+            trajectory = rollout(self.denoise, sampler, noise, guidance, outside=outside)
             pictures.append(self.decode(trajectory.final).clamp(0, 1))
         return torch.cat(pictures)
 

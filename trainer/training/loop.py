@@ -19,7 +19,7 @@ from torch import Tensor
 from ...shared.adapter_target import TargetSpace
 from ...shared.alignment_loss import alignment_loss
 from ...shared.attributes import TargetDistribution
-from ...shared.direct import accumulate_gradients, draw_steps
+from ...shared.direct import accumulate_gradients
 from ...shared.faces import Face
 from ...shared.preservation import (
     FaceBank,
@@ -35,6 +35,7 @@ from ...shared.sampling import Guidance, Trajectory, rollout
 from ...shared.schedulers import LinearSampler
 from ...shared.seeds import starting_noise
 from ...shared.transport import dynamic_targets
+from ...shared.window import Window
 from ..configuration.config import Config
 from ..configuration.prompts import Schedule, Turn
 from ..families.adaptation import Adaptation
@@ -44,6 +45,7 @@ from ..running.memory import MicroBatches
 from ..running.processes import Processes
 from .bank import Entry, ReferenceBank, References
 from .optimizer import Optimizer
+from .steps import steps_with_gradient
 from .targets import TargetDraw
 
 
@@ -176,10 +178,12 @@ class Training:
     def roll_out(self, entry: Entry, mine: slice, guidance: Guidance) -> Trajectory:
         """Some of the entry's images by the current weights."""
         sampler, seeds = self.sampler(entry.steps), entry.seeds[mine]
+        negative = self.config.model.negative
+        outside = self.adaptation.outside([entry.prompt], self.guidance_scale, self.window, negative)
         noise = starting_noise(seeds, self.model.latent_shape).to(self.model.device)
         return self.batches.fit(
             "network",
-            lambda size: rollout(self.adaptation.denoise, sampler, noise, guidance, size),
+            lambda size: rollout(self.adaptation.denoise, sampler, noise, guidance, size, outside=outside),
             len(seeds),
         )
 
@@ -262,6 +266,11 @@ class Training:
         return self._samplers[steps]
 
     @cached_property
+    def window(self) -> Window:
+        """The part of the steps in which the adapter acts."""
+        return Window(*self.config.sampling.window)
+
+    @cached_property
     def _samplers(self) -> dict[int, LinearSampler]:
         return {}
 
@@ -302,12 +311,10 @@ class Training:
         return self.references.references(entry, mine.start, mine.stop).to(self.model.device)
 
     def gradient_steps(self, iteration: int, entry: Entry, mine: slice) -> Tensor | None:
-        """The steps of each image that get a gradient; None is all."""
-        count, total = self.config.sampling.gradient_steps, self.sampler(entry.steps).steps
-        if not count or count >= total:  # some schedulers call the network more often than they were asked to
-            return None
-        generator = torch.Generator().manual_seed(self.config.run.seed * 1_000_003 + iteration)
-        return draw_steps(total, count, entry.images, generator)[mine]
+        """The steps of each image that get a gradient, of those in the window; None is all."""
+        count, seed = self.config.sampling.gradient_steps, self.config.run.seed * 1_000_003 + iteration
+        steps = steps_with_gradient(self.sampler(entry.steps), self.window, count, entry.images, seed)
+        return steps if steps is None or steps.ndim == 1 else steps[mine]
 
     def cotangent(
         self, pieces: Sequence[Piece], labels: dict[str, Tensor], reference: References | None
