@@ -28,7 +28,6 @@ def test_temperatures_divide_the_logits_and_move_no_decision() -> None:
 def test_stored_temperatures_were_measured_on_the_shipped_weights() -> None:
     stored = json.loads(CALIBRATION.read_text(encoding="utf-8"))["default"]
     assert chain().temperatures == {name: entry["temperature"] for name, entry in stored.items()}
-    assert chain().temperatures["gender"] > 1  # the gender net is over-confident
     for entry in stored.values():
         assert entry["identity"] == identity("default", *(WEIGHTS_FOLDER / f for f in FILES.values()))
         assert entry["temperature"] >= 1 and entry["nll"][1] <= entry["nll"][0] + 0.002

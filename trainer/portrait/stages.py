@@ -22,6 +22,7 @@ from .fitting import Schedule, fit
 from .models import (
     LATENT_SIDE,
     TEXT_WIDTH,
+    WIDTHS,
     build_scheduler,
     build_text_encoder,
     build_tokenizer,
@@ -48,6 +49,7 @@ class Recipe:
     cues_per_portrait: int = 4
     text_batch: int = 256
     text: Schedule = field(default_factory=lambda: Schedule(steps=400, lr=2e-3, ema=0.99, save_every=100))
+    widths: tuple[int, int, int, int] = WIDTHS
     unet_batch: int = 64
     unet: Schedule = field(default_factory=lambda: Schedule(steps=14000, lr=2e-3, ema=0.999))
     no_caption: float = 0.1
@@ -244,10 +246,14 @@ def class_directions(latents: Tensor, cells: np.ndarray, ridge: float) -> Tensor
 class TextAndUNet(nn.Module):
     """Text encoder and U-Net, trained together."""
 
-    def __init__(self, text_encoder: CLIPTextModel | None = None) -> None:
+    def __init__(
+        self,
+        text_encoder: CLIPTextModel | None = None,
+        widths: tuple[int, int, int, int] = WIDTHS,
+    ) -> None:
         super().__init__()
         self.text_encoder = text_encoder or build_text_encoder()
-        self.unet = build_unet()
+        self.unet = build_unet(widths)
 
     def forward(self, z: Tensor, t: Tensor, ids: Tensor) -> Tensor:
         return self.unet(z, t, self.text_encoder(ids).last_hidden_state).sample
@@ -269,7 +275,7 @@ def train_unet(recipe: Recipe, work: Path, device: torch.device) -> TextAndUNet:
     directions = class_directions(latents, arrays["bucket"] // CUES, recipe.class_ridge).to(device)
     text_encoder = train_text(recipe, work, device)
     torch.manual_seed(recipe.seed)
-    model = TextAndUNet(text_encoder).to(device)
+    model = TextAndUNet(text_encoder, recipe.widths).to(device)
     if device.type == "cpu":  # the flash kernel's backward pass is several times slower there
         model.unet.set_attn_processor(AttnProcessor())
     predict = torch.compile(model)

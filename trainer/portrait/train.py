@@ -1,10 +1,12 @@
 """Trains the portrait model from scratch, stage by stage; every stage resumes.
 
-    python trainer/portrait/train.py all --faces FACES [--work DIR] [--out DIR] [--device cuda]
+    python trainer/portrait/train.py all --people PEOPLE [--work DIR] [--out DIR] [--device cuda]
+    python trainer/portrait/train.py all --faces FACES ...         as the shipped model was made
     python trainer/portrait/train.py STAGE ...     sources | pool | vae | latents | unet | export
 
-FACES holds faces.csv and images/ (the synthetic adult portraits this model was made of). One GPU: minutes;
-two CPU cores: three hours. A stage whose result is there is skipped; delete the result to do it again.
+PEOPLE is a folder of trainer/portrait/render.py. FACES holds faces.csv and images/: the synthetic adult
+portraits that the shipped model was made of, cut out and mixed. One GPU: minutes; two CPU cores: three hours.
+A stage whose result is there is skipped; delete the result to do it again.
 """
 
 # pyright: reportArgumentType=false
@@ -23,6 +25,8 @@ from diffusers import AutoencoderKL
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer.portrait.bundle import write_gallery, write_pipeline
 from fair_adapter.trainer.portrait.card import PortraitCard
+from fair_adapter.trainer.portrait.models import WIDTHS
+from fair_adapter.trainer.portrait.people import read_people
 from fair_adapter.trainer.portrait.pool import Pool, build_pool, load_sources, read_sources, save_sources
 from fair_adapter.trainer.portrait.stages import Recipe, encode_pool, train_unet, train_vae
 from fair_adapter.trainer.portrait.world import build_world
@@ -46,6 +50,8 @@ def run_stage(stage: str, options: argparse.Namespace, recipe: Recipe) -> None:
     print(f"{stage} ...", flush=True)
     if stage == "sources":
         save_sources(work / "sources.npz", read_sources(options.faces))
+    elif stage == "pool" and options.people is not None:
+        read_people(options.people).save(work / "pool.npz")
     elif stage == "pool":
         build_pool(load_sources(work / "sources.npz"), recipe.per_cell, recipe.seed).save(work / "pool.npz")
     elif stage == "vae":
@@ -74,13 +80,26 @@ def _export(options: argparse.Namespace, recipe: Recipe, device: torch.device) -
         GUIDANCE_SCALE, 20, len(build_world()), {"steps": steps, "portraits_seen": steps * recipe.unet_batch}
     )
     write_pipeline(train_unet(recipe, options.work, device), _vae(options.work, device), options.out, card)
-    write_gallery(options.work / "sources.npz", options.out, recipe.seed)
+    write_gallery(options.work, options.out, recipe.seed)
+
+
+def _needs_sources(options: argparse.Namespace) -> bool:
+    """Whether the portraits are cut out of pictures. Raises FairAdapterError where nothing says of which."""
+    there = any((options.work / name).exists() for name in ("sources.npz", "pool.npz"))
+    if options.people is None and options.faces is None and not there:
+        raise FairAdapterError(
+            "stage sources: expected --people FOLDER of trainer/portrait/render.py, or --faces FOLDER with "
+            "faces.csv and images/, found neither"
+        )
+    return options.people is None and (options.faces is not None or (options.work / "sources.npz").exists())
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train the portrait model.")
     parser.add_argument("stage", choices=(*STAGES, "all"))
-    parser.add_argument("--faces", type=Path, help="folder with faces.csv and images/ (stage sources)")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--people", type=Path, help="folder of rendered people (stage pool)")
+    source.add_argument("--faces", type=Path, help="folder with faces.csv and images/ (stage sources)")
     parser.add_argument("--work", type=Path, default=Path("runs/portrait"), help="checkpoints and results")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/portrait/model"), help="the exported diffusers folder"
@@ -88,18 +107,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--unet-steps", type=int, default=Recipe().unet.steps, help="optimiser steps of the U-Net"
     )
+    parser.add_argument(
+        "--widths",
+        type=int,
+        nargs=4,
+        default=WIDTHS,
+        help="of the U-Net's levels (the shipped model's)",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     try:
         options.work.mkdir(parents=True, exist_ok=True)
-        recipe = Recipe()
+        recipe = Recipe(widths=options.widths)
         recipe = replace(recipe, unet=replace(recipe.unet, steps=options.unet_steps))
         for stage in STAGES if options.stage == "all" else (options.stage,):
-            if stage == "sources" and options.faces is None and not (options.work / "sources.npz").exists():
-                raise FairAdapterError(
-                    "stage sources: expected --faces FOLDER with faces.csv and images/, found none"
-                )
-            run_stage(stage, options, recipe)
+            if stage != "sources" or _needs_sources(options):
+                run_stage(stage, options, recipe)
     except (FairAdapterError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
