@@ -1,6 +1,7 @@
 """Exact batches measured from end to end: every way draws, reads, counts and tells."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,3 +121,8 @@ def test_a_target_beyond_the_adapters_range_is_told_in_one_line(adapter):
     warnings = adapter.targets.resolve("gender=100/0").warnings
     assert warnings == ("gender female 100% is outside 10 to 90%, the range of training",)
     assert not adapter.targets.resolve(Steerer(adapter).weights({"gender": "female"}).target).warnings
+
+
+def test_a_window_of_the_sampling_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["--exact", "4", "--window", "0", "40", "--out", str(tmp_path)]) == 2
+    assert "--window: expected 0 100 with --exact" in capsys.readouterr().err

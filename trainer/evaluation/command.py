@@ -14,7 +14,6 @@ import torch
 
 from ...shared.adapter import FairnessAdapter
 from ...shared.errors import FairAdapterError
-from ...shared.window import Window
 from ..configuration.config import ModelConfig, PromptSource, load_config
 from ..configuration.prompts import SETS, Prompt, evenly, read_prompts
 from ..families.loading import DTYPES, model_folder
@@ -181,10 +180,6 @@ def check(options: argparse.Namespace) -> None:
     """Raises FairAdapterError for numbers that make no sense."""
     if options.images < 1 or options.steps < 1 or options.batch < 1 or options.limit < 0:
         raise FairAdapterError("--images, --steps and --batch: expected 1 or more, --limit 0 or more")
-    if getattr(options, "exact", None) and not Window(*options.window).whole:
-        raise FairAdapterError(
-            "--window: expected 0 100 with --exact, whose second plan acts late; leave one out"
-        )
     check_device(options.device, "--device")
     if getattr(options, "record", False) and not options.adapter:
         raise FairAdapterError("--record: expected an adapter to write into; name one with --adapter")

@@ -19,6 +19,7 @@ from ...shared.metrics import wilson_interval
 from ...shared.quota import counts
 from ...shared.quota_batch import HALF
 from ...shared.tensor_file import write_bytes
+from ...shared.window import Window
 from ..running.progress import Progress
 from ..running.tables import print_table
 from .command import open_bench, plan_for, prompt_facts, read_set, warn
@@ -40,7 +41,14 @@ COLUMNS = {
 
 
 def measure_exact(options: argparse.Namespace) -> dict[str, Any]:
-    """Draw and read what the options ask for, by every way."""
+    """Draw and read what the options ask for, by every way.
+
+    Raises FairAdapterError for a window of the sampling and for sizes and caps that make no sense.
+    """
+    if not Window(*options.window).whole:
+        raise FairAdapterError(
+            "--window: expected 0 100 with --exact, whose second plan acts late; leave one out"
+        )
     size, budget = options.exact, _budget(options)
     adapter = FairnessAdapter.read(options.adapter) if options.adapter else None
     prompts = read_set(options.prompts, options)
