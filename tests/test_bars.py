@@ -326,7 +326,8 @@ def test_command_reads_a_folder_and_goes_on_past_bad_pictures(tmp_path: Path, ca
     assert run_command(source, "--out", tmp_path / "out") == 0
     printed = capsys.readouterr()
     assert re.search(
-        r"female_asian_0\.jpg +1 +female [01]\.\d\d +asian [01]\.\d\d +young [01]\.\d\d, \d\d years", printed.out
+        r"female_asian_0\.jpg +1 +female [01]\.\d\d +asian [01]\.\d\d +young [01]\.\d\d, \d\d years",
+        printed.out,
     )
     assert re.search(r"blank\.png +no face of 10 px", printed.out)
     assert "4 of 5 pictures read" in printed.out

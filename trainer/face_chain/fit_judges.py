@@ -30,7 +30,6 @@ from fair_adapter.shared.attributes import AGE, Attribute
 from fair_adapter.shared.classifiers import default, evaluator, load_classifier
 from fair_adapter.shared.classifiers.base import CALIBRATION
 from fair_adapter.shared.classifiers.heads import ATTRIBUTES, YEARS, Heads
-from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.shared.metrics import wilson_interval
 from fair_adapter.shared.weight_files import WEIGHTS_FOLDER
 from fair_adapter.trainer.face_chain.calibrate import write_calibration
@@ -47,6 +46,7 @@ from fair_adapter.trainer.face_chain.head_fitting import (
     portrait_classes,
 )
 from fair_adapter.trainer.face_chain.judge_faces import Faces, JudgeNets, folder_rows, read_faces, table_rows
+from fair_adapter.trainer.running.exits import exit_code
 from fair_adapter.trainer.running.tables import print_table
 
 HALVES = {default.NAME: "a", evaluator.NAME: "b"}
@@ -257,19 +257,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    try:
+
+    def work() -> None:
         study = Study(options)
         study.fit()
         report(study)
         if options.write:
             study.write(options.weights)
-    except (FairAdapterError, OSError, KeyError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(work, KeyError, ValueError)
 
 
 if __name__ == "__main__":

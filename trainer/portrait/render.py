@@ -21,6 +21,7 @@ from pathlib import Path
 from fair_adapter.shared.errors import FairAdapterError
 from fair_adapter.trainer.portrait.rendering import environment, folder, plan, sources
 from fair_adapter.trainer.portrait.rendering.pool import Workers
+from fair_adapter.trainer.running.exits import exit_code
 from fair_adapter.trainer.running.progress import Progress
 
 VERSION = 2  # of the design and the looks; raised whenever a picture or label of an index changes
@@ -143,15 +144,7 @@ def _work(workers: Workers, todo: list[int], done: folder.Done, count: int, pers
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    try:
-        render(options)
-    except (FairAdapterError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: render(options))
 
 
 if __name__ == "__main__":

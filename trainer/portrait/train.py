@@ -30,6 +30,7 @@ from fair_adapter.trainer.portrait.people import read_people
 from fair_adapter.trainer.portrait.pool import Pool, build_pool, load_sources, read_sources, save_sources
 from fair_adapter.trainer.portrait.stages import Recipe, encode_pool, train_unet, train_vae
 from fair_adapter.trainer.portrait.world import build_world
+from fair_adapter.trainer.running.exits import exit_code
 
 STAGES = ("sources", "pool", "vae", "latents", "unet", "export")
 GUIDANCE_SCALE = 2.75
@@ -94,6 +95,15 @@ def _needs_sources(options: argparse.Namespace) -> bool:
     return options.people is None and (options.faces is not None or (options.work / "sources.npz").exists())
 
 
+def _train(options: argparse.Namespace) -> None:
+    options.work.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe(widths=options.widths)
+    recipe = replace(recipe, unet=replace(recipe.unet, steps=options.unet_steps))
+    for stage in STAGES if options.stage == "all" else (options.stage,):
+        if stage != "sources" or _needs_sources(options):
+            run_stage(stage, options, recipe)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train the portrait model.")
     parser.add_argument("stage", choices=(*STAGES, "all"))
@@ -116,20 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
-    try:
-        options.work.mkdir(parents=True, exist_ok=True)
-        recipe = Recipe(widths=options.widths)
-        recipe = replace(recipe, unet=replace(recipe.unet, steps=options.unet_steps))
-        for stage in STAGES if options.stage == "all" else (options.stage,):
-            if stage != "sources" or _needs_sources(options):
-                run_stage(stage, options, recipe)
-    except (FairAdapterError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: _train(options))
 
 
 if __name__ == "__main__":
