@@ -62,20 +62,21 @@ def test_sliders_are_linked_and_write_the_target(service: FairService) -> None:
     states = ui.slots(service.attributes("both"), service.target("both", "gender=70/30;race=20/30/50"))
     assert [s["value"] for s in states if s["visible"]] == [70.0, 30.0, 20.0, 30.0, 50.0]
     values = [s["value"] for s in states]
-    values[5] = 60.0  # race: black
-    shares, text = ui.moved(service, 5, "both", values)
+    black = ui.CLASSES + 1  # second attribute, second class
+    values[black] = 60.0
+    shares, text = ui.moved(service, black, "both", values)
     assert sum(shares) == 100.0 and shares[1] == 60.0
     assert text == "gender=female:70,male:30;race=wmelh:11.4,black:60,asian:28.6"
     assert service.target("both", text) is not None
-    assert ui.moved(service, 5, "both", values, "AGE = 30/70; gender=10/90")[1] == f"{text};age = 30/70"
-    assert ui.moved(service, 5, "both", values, "age=30")[1] == text  # does not read
+    assert ui.moved(service, black, "both", values, "AGE = 30/70; gender=10/90")[1] == f"{text};age = 30/70"
+    assert ui.moved(service, black, "both", values, "age=30")[1] == text  # does not read
 
 
 def test_a_slider_leaves_a_joint_target_alone(service: FairService) -> None:
     ui = pytest.importorskip("fair_adapter.a1111_extension.ui", reason="needs gradio")
     text = "gender*race=female*black:30,male*asian:70"
     *shares, after, _, advice = ui.released(service, 0, "both", [80.0] * ui.SLOTS, text)
-    assert shares == [30.0, 70.0, 0.0, 0.0] and after == text and "joint" in advice
+    assert shares == [30.0, 70.0, *[0.0] * (ui.CLASSES - 2)] and after == text and "joint" in advice
 
 
 def test_menus_survive_damaged_files(service: FairService) -> None:
