@@ -56,8 +56,25 @@ def phrases() -> PhraseTables:
     return PhraseTables(folder_paths.get_folder_paths(FOLDER))
 
 
-def file_state(files: Callable[[], Any], name: str) -> str:
-    """Changes with the file that `files()` (a library, tables) has of a name; "missing" without one."""
+def valid_file(files: Callable[[], Any], name: Any) -> bool | str:
+    """What `validate_inputs` says of a name in `files()` (a library, tables): True, or why it has none.
+
+    None is a connection, which is checked when it runs.
+    """
+    if name is None:
+        return True
+    try:
+        files().path(str(name))
+    except FairAdapterError as error:
+        return str(error)
+    return True
+
+
+def file_state(files: Callable[[], Any], name: str | None) -> str:
+    """What `fingerprint_inputs` says: changes with the file that `files()` has of a name; "missing" without
+    one, empty for a connection (None), whose value is not known yet."""
+    if name is None:
+        return ""
     try:
         path = files().path(name)
         status = path.stat()

@@ -13,7 +13,6 @@ from ..shared.adapter import AdapterWeights, FairnessAdapter
 from ..shared.adapter_export import embedding_file, export_adapter, hosts_note, lora_file
 from ..shared.adapter_info import STRENGTHS
 from ..shared.attributes import TargetDistribution
-from ..shared.errors import FairAdapterError
 from ..shared.window import Window
 from . import application, host, targets, texts
 from .schema import Adapter, Target, check_choice, known, schema, target_input, valid
@@ -48,19 +47,12 @@ class LoadAdapter(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, adapter: Any = None) -> bool | str:
-        if adapter is None:
-            return True  # a connection, checked when it runs
-        try:
-            host.library().path(str(adapter))
-        except FairAdapterError as error:
-            return str(error)
-        return True
+        return host.valid_file(host.library, adapter)
 
     @classmethod
     def fingerprint_inputs(cls, adapter: str | None = None) -> str:
         """Load again when the file changed; a missing one fails when it runs, with the reason."""
-        # None is a connection, whose value is not known yet
-        return "" if adapter is None else host.file_state(host.library, adapter)
+        return host.file_state(host.library, adapter)
 
     @classmethod
     def execute(cls, adapter: str) -> io.NodeOutput:

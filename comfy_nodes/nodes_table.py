@@ -64,19 +64,12 @@ class TargetByPrompt(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, table: Any = None) -> bool | str:
-        if table is None:
-            return True  # a connection, checked when it runs
-        try:
-            host.tables().path(str(table))
-        except FairAdapterError as error:
-            return str(error)
-        return True
+        return host.valid_file(host.tables, table)
 
     @classmethod
     def fingerprint_inputs(cls, table: str | None = None, **_: Any) -> str:
         """Read the table again when it was edited; a missing one fails when it runs, with the reason."""
-        # None is a connection, whose value is not known yet
-        return "" if table is None else host.file_state(host.tables, table)
+        return host.file_state(host.tables, table)
 
     @classmethod
     def execute(

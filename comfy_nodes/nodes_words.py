@@ -7,7 +7,6 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..shared.attributes import TargetDistribution
-from ..shared.errors import FairAdapterError
 from ..shared.phrases import DEFAULT
 from ..shared.quota import MOST_PICTURES
 from ..shared.words import MARKER, MOST, PLACES, SEEDS, draw_words
@@ -96,18 +95,12 @@ class DrawAttributes(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, place: Any = None, phrases: Any = None) -> bool | str:
         wrong = valid("place", place, PLACES)
-        if wrong is not True or phrases is None:  # a connection, checked when it runs
-            return wrong
-        try:
-            host.phrases().path(str(phrases))
-        except FairAdapterError as error:
-            return str(error)
-        return True
+        return wrong if wrong is not True else host.valid_file(host.phrases, phrases)
 
     @classmethod
     def fingerprint_inputs(cls, phrases: str | None = None, **_: Any) -> str:
         """Draw again when the table was edited."""
-        return "" if phrases is None else host.file_state(host.phrases, phrases)
+        return host.file_state(host.phrases, phrases)
 
     @classmethod
     def execute(

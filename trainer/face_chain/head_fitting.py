@@ -14,7 +14,7 @@ from fair_adapter.shared.attributes import AGE, GENDER, Attribute
 from fair_adapter.shared.classifiers.default import OLD_FROM
 from fair_adapter.shared.classifiers.heads import OWN
 from fair_adapter.trainer.face_chain.calibrate import Calibration, calibrate, label
-from fair_adapter.trainer.face_chain.judge_faces import Faces, picture_groups
+from fair_adapter.trainer.face_chain.judge_faces import Faces
 
 BORDER = (37, 43)  # years: too near to 40 to be called young or old
 DECAYS = (1e-3, 3e-4, 1e-4, 3e-5)  # of the embedding's weights; the net's own answers decay a tenth as much
@@ -57,7 +57,7 @@ def portrait_classes(faces: Faces, attribute: Attribute) -> Tensor:
     """Classes (N,) by the words that portraits were searched for. A picture counts once; one that was found
     under words for different classes not at all."""
     named: dict[int, dict[int, int]] = {}  # group -> class -> first face
-    for i, (group, row) in enumerate(zip(picture_groups(faces.hashes), faces.rows)):
+    for i, (group, row) in enumerate(zip(faces.groups, faces.rows)):
         found = label(row, attribute)
         if found is not None:
             named.setdefault(group, {}).setdefault(found, i)

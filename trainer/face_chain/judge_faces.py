@@ -11,6 +11,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,11 @@ class Faces:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def groups(self) -> list[int]:
+        """`picture_groups` of the faces, found once for all attributes and judges."""
+        return picture_groups(self.hashes)
 
 
 class JudgeNets:
